@@ -1,0 +1,88 @@
+"""A client for OpenAI-compatible chat servers: many requests in flight, retries with backoff, structured output.
+
+Retries, backoff with jitter and `Retry-After` are the `openai` package's. Everything of `sampling` goes into the request's body
+as it is, so a server's own parameters (`top_k`, `min_p`) need no release of ours.
+"""
+
+import os
+from collections.abc import Iterable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from itertools import islice
+from typing import Any
+
+from dpo_data.errors import EngineError
+from dpo_data.seams import Completed, Output, Request, Sampling
+
+
+class ChatClient:
+    """Answers requests through one server. A request that the server refuses as bad is an answer with its error;
+    a server that cannot be reached, or knows neither key nor model, ends the run with EngineError."""
+
+    def __init__(
+        self, base_url: str, model: str, *, key_env: str, concurrency: int, retries: int, timeout: float, logprobs: bool
+    ):
+        from openai import OpenAI
+
+        self.base_url, self.model = base_url, model
+        self._key_env, self._concurrency, self._logprobs = key_env, concurrency, logprobs
+        self._client = OpenAI(
+            base_url=base_url, api_key=os.environ.get(key_env) or "none", max_retries=retries, timeout=timeout
+        )
+
+    def complete(self, requests: Iterable[Request], sampling: Sampling) -> Iterator[Completed]:
+        """Keeps `concurrency` requests on the way, and yields each as it is answered."""
+        waiting = iter(requests)
+        running: set[Future[Completed]] = set()
+        with ThreadPoolExecutor(self._concurrency) as pool:
+            try:
+                while True:
+                    room = self._concurrency - len(running)
+                    running |= {pool.submit(self._ask, request, sampling) for request in islice(waiting, room)}
+                    if not running:
+                        return
+                    done, running = wait(running, return_when=FIRST_COMPLETED)
+                    for future in done:
+                        yield future.result()
+            finally:
+                pool.shutdown(wait=False, cancel_futures=True)
+
+    def close(self) -> None:
+        self._client.close()
+
+    def _ask(self, request: Request, sampling: Sampling) -> Completed:
+        import openai
+
+        body: dict[str, Any] = {"seed": request.seed, **({"logprobs": True} if self._logprobs else {}), **sampling}
+        if request.schema:
+            named = {"name": "answer", "schema": request.schema, "strict": True}
+            body["response_format"] = {"type": "json_schema", "json_schema": named}
+        messages: Any = request.messages
+        try:
+            answer = self._client.chat.completions.create(model=self.model, messages=messages, extra_body=body)
+        except openai.APIConnectionError as error:
+            raise EngineError(
+                f"No answer from {self.base_url}: {error.__cause__ or error}",
+                "Start the server, or mend base_url in the recipe.",
+            ) from None
+        except (openai.AuthenticationError, openai.PermissionDeniedError) as error:
+            raise EngineError(f"{self.base_url} refuses the key: {error}", f"Set {self._key_env} in the environment.") from None
+        except openai.NotFoundError as error:
+            raise EngineError(
+                f"{self.base_url} does not know this model or address: {error}", "Mend model or base_url in the recipe."
+            ) from None
+        except openai.APIError as error:
+            return Completed(request.id, [], f"{type(error).__name__}: {error}"[:500])
+        n = int(sampling.get("n", 1))
+        tokens = answer.usage.completion_tokens if answer.usage and n == 1 else None
+        return Completed(request.id, [_output(choice, tokens) for choice in answer.choices or []])
+
+
+def _output(choice: Any, tokens: int | None) -> Output:
+    """With log-probs the tokens are counted one by one; without, the server only tells their sum over all n answers."""
+    counted = choice.logprobs.content if choice.logprobs and choice.logprobs.content is not None else None
+    return Output(
+        choice.message.content or "",
+        choice.finish_reason,
+        len(counted) if counted is not None else tokens,
+        sum(token.logprob for token in counted) if counted is not None else None,
+    )

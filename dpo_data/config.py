@@ -1,0 +1,214 @@
+"""One TOML recipe becomes one frozen, extra-forbidding Recipe.
+
+`[sample]` names what nearly every run sets; any other sampling parameter of the engine goes into `[sample.params]` and any engine
+argument into `[sample.engine.args]`, by the engine's own names and passed on as they are. `[train.args]` likewise reaches TRL.
+"""
+
+import difflib
+import tomllib
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, ValidationError
+
+from dpo_data.engines import EngineSettings
+from dpo_data.engines.vllm import Vllm
+from dpo_data.errors import RecipeError, TrainError
+from dpo_data.judges import JudgeSettings
+from dpo_data.seams import Settings
+from dpo_data.share import find
+
+Share = Annotated[float, Field(ge=0, lt=1)]
+
+
+class Prompts(Settings):
+    """Where prompts come from. `holdout` is the share kept from sampling and training, for `evaluate`."""
+
+    path: str
+    holdout: Share = 0.0
+    limit: int | None = Field(None, ge=1)
+
+
+class Sample(Settings):
+    """N completions a prompt, at fixed settings. `max_failed`: the share of prompts that may fail before the run stops."""
+
+    n: int = Field(8, ge=2)
+    temperature: float = Field(0.8, ge=0)
+    top_k: int = 50
+    top_p: float = Field(0.95, gt=0, le=1)
+    max_tokens: int = Field(256, ge=1)
+    params: dict[str, Any] = {}
+    shard_size: int = Field(256, ge=1)
+    max_failed: Share = 0.05
+    engine: EngineSettings
+
+    @property
+    def sampling(self) -> dict[str, Any]:
+        """The sampling parameters as the engine gets them."""
+        named = {name: getattr(self, name) for name in ("n", "temperature", "top_k", "top_p", "max_tokens")}
+        return {**named, **self.params}
+
+
+class Rank(Settings):
+    """Who ranks. `max_abstained`: the share of prompts that the judge may leave undecided before the run stops."""
+
+    judge: JudgeSettings
+    max_abstained: float = Field(0.5, ge=0, le=1)
+
+
+class Pair(Settings):
+    """How rankings become pairs. `test` is the share of prompts whose pairs go to test.parquet."""
+
+    strategy: Literal["best_worst"] = "best_worst"
+    test: Share = 0.05
+    reject_truncated: bool = False
+
+
+class Lora(Settings):
+    """A LoRA adapter, by peft's own names."""
+
+    r: int = 16
+    lora_alpha: int = 32
+    lora_dropout: float = 0.0
+    target_modules: str | list[str] = "all-linear"
+
+
+class Train(Settings):
+    """DPO by TRL. What is not named here goes into `args`, TRL's own DPOConfig.
+
+    `model` is what is trained; without it, the model that sampled. `method`: a LoRA adapter, or all weights. `precision`: `auto` is bf16 on a GPU and fp32 on a CPU. `max_length`, in tokens
+    of prompt and answer together: None means as long as the longest pair; a longer pair is left out and counted, never cut.
+    """
+
+    model: str | None = None
+    revision: str | None = None
+    method: Literal["lora", "full"] = "lora"
+    beta: float = Field(0.1, gt=0)
+    learning_rate: float = Field(5e-6, gt=0)
+    epochs: float = Field(1.0, gt=0)
+    batch_size: int = Field(8, ge=1)
+    max_length: int | None = Field(None, ge=8)
+    precision: Literal["auto", "bf16", "fp32"] = "auto"
+    gradient_checkpointing: bool = False
+    save_steps: int = Field(50, ge=1)
+    lora: Lora = Lora()
+    args: dict[str, Any] = {}
+
+
+class Evaluate(Settings):
+    """Base and trained model answer the held-out prompts, and the recipe's judge scores both.
+
+    `thresholds`: a name and a score; reported is the share of answers that reach it, and the first one is the headline. Without
+    any, the headline is the share of comparisons won, ties as half.
+    """
+
+    n: int = Field(4, ge=1)
+    thresholds: dict[str, float] = {}
+
+
+class Recipe(Settings):
+    """Everything that a run depends on. Without `[train]` a run ends with the pairs."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    seed: int = 0
+    prompts: Prompts
+    sample: Sample
+    rank: Rank
+    pair: Pair = Pair()
+    train: Train | None = None
+    evaluate: Evaluate = Evaluate()
+
+    def base_model(self) -> tuple[str, str | None]:
+        """The model to train, with its revision. Raises TrainError where the recipe names none."""
+        engine = self.sample.engine
+        if self.train and self.train.model:
+            return self.train.model, self.train.revision
+        if not isinstance(engine, Vllm):
+            raise TrainError(f"An engine of type {engine.type!r} names no weights to train", "Set train.model in the recipe.")
+        if engine.adapter:
+            raise TrainError("The samples come from a model with an adapter", "Merge it, and set train.model in the recipe.")
+        return engine.model, engine.revision
+
+
+def load(path: str | Path, changes: Iterable[str] = ()) -> Recipe:
+    """Read a recipe; `changes` are `key.key=value` with values in TOML. Raises RecipeError, naming the key and the nearest one."""
+    file = find(str(path))
+    if not file.is_file():
+        raise RecipeError(f"No recipe at {path}", "Name a .toml file; the shipped ones are flows/recipes/*.toml.")
+    try:
+        table = tomllib.loads(file.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise RecipeError(f"{path} is not TOML: {error}", "Mend that line.") from None
+    for change in changes:
+        _apply(table, change)
+    return parse(table, str(path))
+
+
+def parse(table: dict[str, Any], where: str = "the recipe") -> Recipe:
+    """A Recipe from nested tables. Raises RecipeError with the first thing that is wrong."""
+    try:
+        return Recipe.model_validate(table)
+    except ValidationError as error:
+        raise RecipeError(*_explain(error, where)) from None
+
+
+def dump(recipe: Recipe) -> str:
+    """The recipe as TOML, defaults written out."""
+    import tomli_w
+
+    return tomli_w.dumps(recipe.model_dump(mode="json", exclude_none=True))
+
+
+def _apply(table: dict[str, Any], change: str) -> None:
+    key, equals, text = change.partition("=")
+    if not equals:
+        raise RecipeError(f"--set {change!r} has no '='", "Write it as --set sample.n=4.")
+    try:
+        value = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = text
+    *path, last = key.strip().split(".")
+    for part in path:
+        table = table.setdefault(part, {})
+    table[last] = value
+
+
+def _explain(error: ValidationError, where: str) -> tuple[str, str]:
+    """The gravest line of a validation error, an unknown key before all others, and its remedy."""
+    errors = sorted(error.errors(), key=lambda e: e["type"] != "extra_forbidden")
+    first = errors[0]
+    path = [str(part) for part in first["loc"] if not _is_union_tag(part, first["loc"])]
+    key = ".".join(path)
+    if first["type"] == "extra_forbidden":
+        near = difflib.get_close_matches(path[-1], _known(path[:-1], first["loc"]), 1, cutoff=0.5)
+        return f"Unknown key {key!r} in {where}", f"Did you mean {near[0]!r}?" if near else _known_keys(path, first["loc"])
+    if first["type"] == "missing":
+        return f"{where} lacks {key!r}", "Add it."
+    return f"{key!r} in {where} is {first['input']!r}: {first['msg']}", "Mend it."
+
+
+def _is_union_tag(part: Any, loc: tuple[Any, ...]) -> bool:
+    at = loc.index(part)
+    return at > 0 and loc[at - 1] in ("engine", "judge")
+
+
+def _known(path: list[str], loc: tuple[Any, ...]) -> list[str]:
+    """The keys of the table at `path`, through unions by their `type`."""
+    model: Any = Recipe
+    for part in loc[:-1]:
+        model = _step(model, part)
+    return list(model.model_fields)
+
+
+def _step(model: Any, part: Any) -> Any:
+    if isinstance(model, list):
+        return next(option for option in model if option.model_fields["type"].default == part)
+    kind = model.model_fields[part].annotation
+    options = [o for o in getattr(kind, "__args__", (kind,)) if isinstance(o, type) and issubclass(o, Settings)]
+    tagged = [o for o in options if "type" in o.model_fields]
+    return tagged if tagged else options[0]
+
+
+def _known_keys(path: list[str], loc: tuple[Any, ...]) -> str:
+    return f"Known there: {', '.join(_known(path[:-1], loc))}."

@@ -1,0 +1,11 @@
+"""What generates text. One file an engine; `type` in the recipe picks it."""
+
+from typing import Annotated
+
+from pydantic import Field
+
+from dpo_data.engines.echo import Echo
+from dpo_data.engines.server import Server
+from dpo_data.engines.vllm import Vllm
+
+EngineSettings = Annotated[Vllm | Server | Echo, Field(discriminator="type")]

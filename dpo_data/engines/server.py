@@ -1,0 +1,33 @@
+"""Any OpenAI-compatible server: vLLM's own, SGLang, llama.cpp, a vendor's."""
+
+from typing import Literal
+
+from dpo_data.chat import ChatClient
+from dpo_data.seams import Settings
+
+
+class Server(Settings):
+    """A chat server at `base_url`. The key comes from the environment variable `key_env` alone.
+
+    `logprobs`: ask for the answers' log-probs, which also counts their tokens; turn it off where a server refuses.
+    """
+
+    type: Literal["server"] = "server"
+    base_url: str
+    model: str
+    key_env: str = "OPENAI_API_KEY"
+    concurrency: int = 64
+    retries: int = 5
+    timeout: float = 600.0
+    logprobs: bool = True
+
+    def build(self) -> ChatClient:
+        return ChatClient(
+            self.base_url,
+            self.model,
+            key_env=self.key_env,
+            concurrency=self.concurrency,
+            retries=self.retries,
+            timeout=self.timeout,
+            logprobs=self.logprobs,
+        )

@@ -1,0 +1,85 @@
+"""vLLM in a child process, kept fed: requests stream in, finished groups stream out, and no batch is drained in between."""
+
+import logging
+import time
+from collections.abc import Iterable, Iterator
+from itertools import islice
+from typing import Any, Literal
+
+from dpo_data.child import Child
+from dpo_data.errors import EngineError
+from dpo_data.models import find_model
+from dpo_data.seams import Completed, Output, Request, Sampling, Settings
+
+ENVIRONMENT = {
+    "VLLM_NO_USAGE_STATS": "1",
+    "DO_NOT_TRACK": "1",
+    "VLLM_WORKER_MULTIPROCESSING_METHOD": "spawn",
+    "TOKENIZERS_PARALLELISM": "false",
+}
+
+log = logging.getLogger(__name__)
+
+
+class Vllm(Settings):
+    """vLLM in this machine. `args` are vLLM's own engine arguments, passed on as they are; `adapter` is a LoRA folder."""
+
+    type: Literal["vllm"] = "vllm"
+    model: str
+    revision: str | None = None
+    adapter: str | None = None
+    args: dict[str, Any] = {}
+
+    def build(self) -> "VllmEngine":
+        return VllmEngine(self)
+
+
+class VllmEngine:
+    """Owns one child with one vLLM engine, started when it is made. See `vllm_child` for the other side."""
+
+    def __init__(self, settings: Vllm):
+        began = time.monotonic()
+        self.model = settings.adapter or settings.model
+        log.info("starting vLLM with %s", self.model)
+        path = find_model(settings.model, settings.revision)
+        self._child = Child("dpo_data.engines.vllm_child:serve", logger="vllm", env=ENVIRONMENT)
+        self._child.send({**settings.model_dump(), "model": path})
+        started = self._child.receive()
+        if "failed" in started:
+            cause = self._child.root_cause() or started["failed"]
+            self.close()
+            raise EngineError(f"vLLM cannot start with {settings.model}: {cause}", _remedy(cause))
+        self._max_num_seqs = int(started["max_num_seqs"])
+        log.info("vLLM is ready after %.0f s", time.monotonic() - began)
+
+    def complete(self, requests: Iterable[Request], sampling: Sampling) -> Iterator[Completed]:
+        """Keeps enough requests in the child for four full batches, and yields each group of answers as it finishes."""
+        window = max(32, 4 * self._max_num_seqs // int(sampling.get("n", 1)))
+        self._child.send({"sampling": dict(sampling)})
+        waiting = iter(requests)
+        live = 0
+        while True:
+            for request in islice(waiting, window - live):
+                self._child.send(
+                    {"id": request.id, "messages": request.messages, "seed": request.seed, "schema": request.schema}
+                )
+                live += 1
+            if not live:
+                return
+            answer = self._child.receive()
+            if "refused" in answer:
+                self.close()
+                raise EngineError(f"vLLM refuses the sampling parameters: {answer['refused']}", answer["remedy"])
+            live -= 1
+            yield Completed(answer["id"], [Output(**output) for output in answer["outputs"]], answer["error"])
+
+    def close(self) -> None:
+        self._child.close()
+
+
+def _remedy(cause: str) -> str:
+    if "No module named 'vllm" in cause:
+        return "Install vLLM: the extra `gpu` on a machine with an NVIDIA GPU, else `cpu`; or use type = 'server'."
+    if "memory" in cause.lower():
+        return "Lower gpu_memory_utilization or max_model_len in the engine's args, or end what else holds the memory."
+    return "The whole log is in logs/run.log of the run directory."

@@ -1,0 +1,128 @@
+"""The child's side of the vLLM engine: one loop that adds what has arrived, steps the engine, and sends what has finished."""
+
+import difflib
+import inspect
+import json
+import traceback
+from pathlib import Path
+from typing import Any
+
+from dpo_data.child import Parent
+
+
+def serve(parent: Parent) -> None:
+    settings = parent.receive()
+    try:
+        engine = _Engine(settings)
+    except Exception as error:  # whatever vLLM raises while it starts, the parent must hear it as one line
+        traceback.print_exc()
+        parent.send({"failed": _line(error)})
+        return
+    parent.send({"max_num_seqs": engine.max_num_seqs})
+    while True:
+        arrived = list(parent.received()) or ([] if engine.live else [parent.receive()])
+        for message in arrived:
+            answer = engine.accept(message)
+            if answer:
+                parent.send(answer)
+        if engine.live:
+            for answer in engine.step():
+                parent.send(answer)
+
+
+class _Engine:
+    """vLLM's own engine, below `LLM.generate`, so that requests can join while others run."""
+
+    def __init__(self, settings: dict[str, Any]):
+        from vllm import LLM
+        from vllm.lora.request import LoRARequest
+
+        adapter = settings["adapter"]
+        args = {**_defaults(), **(_adapter_defaults(adapter) if adapter else {}), **settings["args"]}
+        llm = LLM(settings["model"], revision=settings["revision"], tokenizer_revision=settings["revision"], **args)
+        self._engine = llm.llm_engine
+        self._tokenizer = llm.get_tokenizer()
+        self._lora = LoRARequest("adapter", 1, adapter) if adapter else None
+        self._sampling: dict[str, Any] = {}
+        self.max_num_seqs = self._engine.vllm_config.scheduler_config.max_num_seqs
+        self.live = 0
+
+    def accept(self, message: dict[str, Any]) -> dict[str, Any] | None:
+        """Take new sampling parameters, or a request; returns what to answer at once, if anything."""
+        if "sampling" in message:
+            self._sampling = message["sampling"]
+            try:
+                self._params({"seed": 0, "schema": None})
+            except Exception as error:  # TypeError, ValueError or one of its own, by version
+                return {"refused": _line(error), "remedy": self._nearest()}
+            return None
+        try:
+            self._engine.add_request(message["id"], self._prompt(message), self._params(message), lora_request=self._lora)
+        except (
+            Exception
+        ) as error:  # this prompt's own fault (too long, no template for it; the type differs by version): the others go on
+            return {"id": message["id"], "outputs": [], "error": _line(error)}
+        self.live += 1
+        return None
+
+    def step(self) -> list[dict[str, Any]]:
+        finished = [output for output in self._engine.step() if output.finished]
+        self.live -= len(finished)
+        return [{"id": done.request_id, "outputs": [_output(o) for o in done.outputs], "error": None} for done in finished]
+
+    def _prompt(self, message: dict[str, Any]) -> Any:
+        """Token ids, not text: rendering the template to text and tokenising that puts a second BOS in front."""
+        ids = self._tokenizer.apply_chat_template(
+            message["messages"], tokenize=True, add_generation_prompt=True, return_dict=False
+        )
+        bos = self._tokenizer.bos_token_id
+        if bos is not None and ids[:2] == [bos, bos]:
+            raise ValueError("the chat template puts two BOS tokens in front")
+        return {"prompt_token_ids": list(ids)}
+
+    def _params(self, message: dict[str, Any]) -> Any:
+        from vllm import SamplingParams
+        from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
+
+        structured = {"structured_outputs": StructuredOutputsParams(json=message["schema"])} if message["schema"] else {}
+        given = {"logprobs": 0, "seed": message["seed"], **structured, **self._sampling}
+        return SamplingParams(**given, output_kind=RequestOutputKind.FINAL_ONLY)
+
+    def _nearest(self) -> str:
+        from vllm import SamplingParams
+
+        known = list(inspect.signature(SamplingParams).parameters)
+        unknown = [key for key in self._sampling if key not in known]
+        near = difflib.get_close_matches(unknown[0], known, 1) if unknown else []
+        return f"Did you mean {near[0]!r}?" if near else "See SamplingParams in vLLM's documentation."
+
+
+def _defaults() -> dict[str, Any]:
+    """Engine arguments that a user may still override."""
+    from vllm.platforms import current_platform
+
+    args: dict[str, Any] = {
+        "logprobs_mode": "raw_logprobs",
+        "structured_outputs_config": {"backend": "xgrammar", "disable_any_whitespace": True},
+    }
+    if current_platform.is_cpu():
+        # vLLM's CPU build fails on a seeded request whose prefill is split over two steps ("CPU Generator does not use offset").
+        args |= {"enforce_eager": True, "enable_chunked_prefill": False, "kv_cache_memory_bytes": 2**30}
+    return args
+
+
+def _adapter_defaults(adapter: str) -> dict[str, Any]:
+    return {"enable_lora": True, "max_lora_rank": json.loads((Path(adapter) / "adapter_config.json").read_text())["r"]}
+
+
+def _output(output: Any) -> dict[str, Any]:
+    return {
+        "text": output.text,
+        "finish_reason": output.finish_reason,
+        "n_tokens": len(output.token_ids),
+        "logprob": output.cumulative_logprob,
+    }
+
+
+def _line(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:400]}"

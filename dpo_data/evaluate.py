@@ -1,0 +1,137 @@
+"""Did training help? Base and trained model answer the held-out prompts, and the recipe's judge scores both."""
+
+from collections.abc import Iterable
+from contextlib import closing
+from dataclasses import replace
+from statistics import fmean
+from typing import Any
+
+from dpo_data.config import Recipe
+from dpo_data.dedup import distinct
+from dpo_data.engines.vllm import Vllm
+from dpo_data.errors import EmptyStage
+from dpo_data.formats.prompts import is_held_out, read_prompts
+from dpo_data.rows import Prompt, Ranking, Sample
+from dpo_data.rundir import RunDir
+from dpo_data.seams import Progress, answer
+
+
+def evaluate(recipe: Recipe, run: RunDir, progress: Progress) -> dict[str, Any]:
+    """Fill `6-evaluate` with base.parquet, trained.parquet (Sample rows) and rank.parquet (both models' answers in one Ranking
+    a prompt). Returns the manifest, with a summary of each model."""
+    trained = run.stage("train")
+    trained.require()
+    stage = run.stage("evaluate").open(settings(recipe), inputs(recipe, run))
+    if stage.manifest:
+        return stage.manifest
+    prompts = _held_out(recipe)
+    sampling = {**recipe.sample.sampling, "n": recipe.evaluate.n}
+    samples: dict[str, list[Sample]] = {}
+    for who, engine_settings in _engines(recipe, str(trained.path / "model")).items():
+        if not (stage.path / f"{who}.parquet").exists():
+            with closing(engine_settings.build()) as engine:
+                rows = []
+                for row in answer(engine, iter(prompts), sampling, recipe.seed):
+                    rows.append(row)
+                    progress(f"evaluate {who}", len(rows), len(prompts))
+            stage.write(f"{who}.parquet", sorted(rows, key=lambda row: row.prompt_id), Sample)
+        samples[who] = list(stage.rows(Sample, f"{who}.parquet"))
+    if not (stage.path / "rank.parquet").exists():
+        both = _both(samples["base"], samples["trained"])
+        with closing(recipe.rank.judge.build(recipe.sample.engine, recipe.seed)) as judge:
+            rankings = sorted(judge.rank(both), key=lambda row: row.prompt_id)
+        stage.write("rank.parquet", rankings, Ranking)
+    return stage.finish(
+        prompts=len(prompts), **summary(samples, stage.rows(Ranking, "rank.parquet"), recipe.evaluate.thresholds)
+    )
+
+
+def settings(recipe: Recipe) -> dict[str, Any]:
+    """What of the recipe decides this stage's result."""
+    return {"seed": recipe.seed, **recipe.model_dump(mode="json", include={"prompts", "sample", "rank", "evaluate"})}
+
+
+def inputs(recipe: Recipe, run: RunDir) -> dict[str, Any]:
+    """Content hashes of what this stage reads."""
+    return {"train": (run.stage("train").manifest or {}).get("digest"), **recipe.rank.judge.inputs()}
+
+
+def summary(
+    samples: dict[str, list[Sample]], rankings: Iterable[Ranking], thresholds: dict[str, float]
+) -> dict[str, dict[str, Any]]:
+    """For base and trained: `score` (a share, 0–1), what it measures, the share of each threshold, mean words, share cut off.
+
+    Without thresholds the score is the share of all (trained, base) answer pairs of a prompt that a model wins, ties as half,
+    averaged over prompts.
+    """
+    by_prompt = {row.prompt_id: dict(zip(row.completion_ids, row.scores, strict=True)) for row in rankings if not row.abstained}
+    scores = {who: [_scores(row, by_prompt) for row in rows] for who, rows in samples.items()}
+    wins = _win_share(scores["trained"], scores["base"])
+    told: dict[str, dict[str, Any]] = {}
+    for who, win in (("base", 1 - wins), ("trained", wins)):
+        judged = [score for of_prompt in scores[who] for score in of_prompt]
+        shares = {name: _share(score >= least for score in judged) for name, least in thresholds.items()}
+        answers = [completion for row in samples[who] for completion in row.completions]
+        told[who] = {
+            "score": next(iter(shares.values()), win),
+            "measure": f"share {next(iter(shares))}" if shares else "share of comparisons won",
+            "shares": shares,
+            "win_rate": win,
+            "answers": len(answers),
+            "judged": len(judged),
+            "words": fmean(len(c.text.split()) for c in answers) if answers else 0.0,
+            "cut_off": _share(c.finish_reason == "length" for c in answers),
+        }
+    return told
+
+
+def _held_out(recipe: Recipe) -> list[Prompt]:
+    prompts = [
+        row
+        for row in distinct(read_prompts(recipe.prompts.path, recipe.prompts.limit))
+        if isinstance(row, Prompt) and is_held_out(row, recipe.prompts.holdout, recipe.seed)
+    ]
+    if not prompts:
+        raise EmptyStage("No prompt is held out", "Raise prompts.holdout, or bring more prompts.")
+    return prompts
+
+
+def _engines(recipe: Recipe, trained: str) -> dict[str, Vllm]:
+    """The base and the trained model, with the sampling engine's own arguments where that is vLLM."""
+    assert recipe.train is not None
+    model, revision = recipe.base_model()
+    args = recipe.sample.engine.args if isinstance(recipe.sample.engine, Vllm) else {}
+    base = Vllm(model=model, revision=revision, args=args)
+    if recipe.train.method == "lora":
+        return {"base": base, "trained": base.model_copy(update={"adapter": trained})}
+    return {"base": base, "trained": Vllm(model=trained, args=args)}
+
+
+def _both(base: list[Sample], trained: list[Sample]) -> Iterable[Sample]:
+    """One group a prompt with both models' answers, for the prompts that both could answer."""
+    of_trained = {row.prompt_id: row for row in trained}
+    for row in base:
+        other = of_trained[row.prompt_id]
+        if not row.error and not other.error:
+            yield replace(row, completions=row.completions + other.completions)
+
+
+def _scores(row: Sample, by_prompt: dict[str, dict[str, float | None]]) -> list[float]:
+    scores = by_prompt.get(row.prompt_id, {})
+    found = (scores.get(completion.completion_id) for completion in row.completions)
+    return [score for score in found if score is not None]
+
+
+def _win_share(ours: list[list[float]], theirs: list[list[float]]) -> float:
+    """Both lists are by prompt, in the same order; prompts where a side has no score do not count. 0.5 where none counts."""
+    shares = [
+        fmean((a > b) + (a == b) / 2 for a in mine for b in other)
+        for mine, other in zip(ours, theirs, strict=True)
+        if mine and other
+    ]
+    return fmean(shares) if shares else 0.5
+
+
+def _share(flags: Iterable[bool]) -> float:
+    marks = list(flags)
+    return sum(marks) / len(marks) if marks else 0.0

@@ -1,0 +1,132 @@
+"""Read prompts: jsonl, json, csv, txt (a prompt a line) and parquet; as `prompt`, `messages`, or Alpaca's `instruction` + `input`."""
+
+import csv
+import json
+from collections.abc import Callable, Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from dpo_data.errors import InputError
+from dpo_data.rows import Message, Prompt, in_share, prompt_id
+from dpo_data.share import find
+
+Record = tuple[str, dict[str, Any]]
+"""Where a record stands (`line 3`, `row 3`), and its columns."""
+
+
+def is_held_out(prompt: Prompt, holdout: float, seed: int) -> bool:
+    """Whether a prompt is kept from sampling and training, for evaluation: a share `holdout` (0–1) of all, decided by its id."""
+    return in_share(prompt.prompt_id, holdout, f"holdout:{seed}")
+
+
+def read_prompts(path: str, limit: int | None = None) -> Iterator[Prompt]:
+    """The first `limit` prompts of a file, or all, in its order. Raises InputError with file, line, and what was expected."""
+    file = find(path)
+    if not file.is_file():
+        raise InputError(f"No prompts at {path}", "Name a .jsonl, .json, .csv, .txt or .parquet file under [prompts] path.")
+    reader = READERS.get(file.suffix.lower())
+    if reader is None:
+        raise InputError(f"{path}: no reader for {file.suffix or 'a file without a suffix'}", f"Known: {', '.join(READERS)}.")
+    try:
+        for where, record in islice(reader(file), limit):
+            messages = _messages(record, f"{path}, {where}")
+            source = record.get("source")
+            yield Prompt(
+                prompt_id(messages), messages, source if isinstance(source, str) else f"{file.name}:{where.split()[1]}"
+            )
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path} is not UTF-8: {error.reason} at byte {error.start}", "Save it as UTF-8.") from None
+
+
+def _jsonl(file: Path) -> Iterator[Record]:
+    with file.open(encoding="utf-8") as lines:
+        for number, line in enumerate(lines, 1):
+            if line.strip():
+                yield f"line {number}", _record(_parsed(line, f"{file}, line {number}"), f"{file}, line {number}")
+
+
+def _json(file: Path) -> Iterator[Record]:
+    table = _parsed(file.read_text(encoding="utf-8"), str(file))
+    if not isinstance(table, list):
+        raise InputError(f"{file} holds one {type(table).__name__}, not a list of records", "Make it a JSON list.")
+    for number, record in enumerate(table, 1):
+        yield f"row {number}", _record(record, f"{file}, row {number}")
+
+
+def _csv(file: Path) -> Iterator[Record]:
+    with file.open(encoding="utf-8", newline="") as lines:
+        reader = csv.DictReader(lines)
+        for record in reader:
+            yield f"line {reader.line_num}", record
+
+
+def _txt(file: Path) -> Iterator[Record]:
+    with file.open(encoding="utf-8") as lines:
+        for number, line in enumerate(lines, 1):
+            if line.strip():
+                yield f"line {number}", {"prompt": line.rstrip("\n")}
+
+
+def _parquet(file: Path) -> Iterator[Record]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        with pq.ParquetFile(file) as table:
+            number = 0
+            for batch in table.iter_batches(batch_size=1024):
+                for record in batch.to_pylist():
+                    number += 1
+                    yield f"row {number}", record
+    except pa.ArrowInvalid as error:
+        raise InputError(f"{file} is not a whole Parquet file: {error}", "Write it again.") from None
+
+
+READERS: dict[str, Callable[[Path], Iterator[Record]]] = {
+    ".jsonl": _jsonl,
+    ".json": _json,
+    ".csv": _csv,
+    ".txt": _txt,
+    ".parquet": _parquet,
+}
+
+
+def _parsed(text: str, where: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        raise InputError(f"{where} is not JSON: {error}", "Mend or remove it.") from None
+
+
+def _record(value: Any, where: str) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise InputError(f"{where} is {type(value).__name__}, not an object with columns", "Mend or remove it.")
+    return value
+
+
+def _messages(record: dict[str, Any], where: str) -> list[Message]:
+    """A record of any known shape as messages that end with a user's turn. Raises InputError, naming the columns found."""
+    match record:
+        case {"messages": list(turns)} | {"prompt": list(turns)} if turns:
+            messages = [_turn(turn, where) for turn in turns]
+        case {"prompt": str(text)} if text.strip():
+            messages = [{"role": "user", "content": text}]
+        case {"instruction": str(text)} if text.strip():
+            given = record.get("input") or ""
+            messages = [{"role": "user", "content": f"{text}\n\n{given}" if given.strip() else text}]
+        case _:
+            raise InputError(
+                f"{where}: no prompt in the columns {', '.join(map(str, record)) or '(none)'}",
+                "Give `prompt` (text or messages), `messages`, or `instruction` with an optional `input`; none may be empty.",
+            )
+    if messages[-1]["role"] != "user":
+        raise InputError(f"{where}: the last turn is the {messages[-1]['role']}'s", "End each prompt with a user's turn.")
+    return messages
+
+
+def _turn(turn: Any, where: str) -> Message:
+    match turn:
+        case {"role": str(role), "content": str(content)}:
+            return {"role": role, "content": content}
+    raise InputError(f"{where}: a turn is not {{role, content}} with text in both: {str(turn)[:80]}", "Mend it.")

@@ -1,0 +1,10 @@
+"""Who ranks. One file a judge; `type` in the recipe picks it."""
+
+from typing import Annotated
+
+from pydantic import Field
+
+from dpo_data.judges.pairwise import Pairwise
+from dpo_data.judges.rule import Rule
+
+JudgeSettings = Annotated[Pairwise | Rule, Field(discriminator="type")]

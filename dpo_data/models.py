@@ -1,0 +1,42 @@
+"""Where a model is, and what exactly its name stands for."""
+
+import hashlib
+from pathlib import Path
+
+from dpo_data.errors import EngineError
+from dpo_data.provenance import file_hash
+
+
+def find_model(model: str, revision: str | None = None) -> str:
+    """A model's local folder, or its Hub name once its config has been read from the cache or the Hub. Raises EngineError."""
+    folder = Path(model).expanduser()
+    if (folder / "config.json").exists():
+        return str(folder)
+    if folder.exists():
+        raise EngineError(f"{folder} holds no config.json, so it is no model", "Name a folder made by save_pretrained.")
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+    try:
+        hf_hub_download(model, "config.json", revision=revision)
+    except (HfHubHTTPError, HFValidationError, OSError) as error:
+        raise EngineError(
+            f"No model at {model!r}: no such folder here, and the Hub says {type(error).__name__}",
+            f"Check the name{' (the demo makes its model with `dpo-data demo`)' if 'demo' in model else ''}, log in with "
+            "`hf auth login` if it is private, and check the network or HF_HUB_OFFLINE.",
+        ) from None
+    return model
+
+
+def model_revision(model: str, revision: str | None = None) -> str | None:
+    """A local folder's content hash, or the commit of a Hub repository in the cache; None where neither is known."""
+    folder = Path(model).expanduser()
+    if folder.is_dir():
+        digest = hashlib.sha256()
+        for file in sorted(file for kind in ("safetensors", "json", "jinja") for file in folder.glob(f"*.{kind}")):
+            digest.update(f"{file.name} {file_hash(file)}\n".encode())
+        return f"sha256:{digest.hexdigest()[:32]}"
+    from huggingface_hub import try_to_load_from_cache
+
+    config = try_to_load_from_cache(model, "config.json", revision=revision) if model.count("/") <= 1 else None
+    return Path(config).parent.name if isinstance(config, str) else None

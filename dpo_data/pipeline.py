@@ -1,0 +1,72 @@
+"""The stages, in order, and the plain loop over them."""
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from dpo_data import evaluate, pair, rank, rundir, sample, train
+from dpo_data.config import Recipe, dump
+from dpo_data.errors import DpoDataError
+from dpo_data.report import report
+from dpo_data.rundir import RunDir
+from dpo_data.seams import Progress
+
+log = logging.getLogger(__name__)
+
+STAGES: dict[str, Any] = {"sample": sample, "rank": rank, "pair": pair, "train": train, "evaluate": evaluate}
+"""A stage is a module with three functions. The one of its own name, called with (recipe, run, progress), reads the folders of the
+stages before, fills its own and returns its manifest; `settings(recipe)` and `inputs(recipe, run)` say what decides the result."""
+
+
+def stages_of(recipe: Recipe) -> list[str]:
+    """The stages that a recipe asks for: no training without `[train]`, no evaluation without held-out prompts."""
+    wanted = {"sample": True, "rank": True, "pair": True, "train": recipe.train is not None}
+    wanted["evaluate"] = wanted["train"] and recipe.prompts.holdout > 0
+    return [name for name in STAGES if wanted[name]]
+
+
+def run(recipe: Recipe, run: RunDir, progress: Progress = lambda stage, done, total: None) -> dict[str, Any]:
+    """Every stage of a recipe, then the report. What is finished is not done again. Returns the report."""
+    for name in stages_of(recipe):
+        run_stage(name, recipe, run, progress)
+    return report(recipe, run)
+
+
+def run_stage(name: str, recipe: Recipe, run: RunDir, progress: Progress) -> dict[str, Any]:
+    """One stage. The stages before it must be complete. Returns its manifest."""
+    if name not in stages_of(recipe):
+        raise DpoDataError(f"The recipe asks for no stage {name!r}", "Give it [train], and prompts.holdout for evaluate.")
+    with logged(run):
+        log.info("%s: begins in %s", name, run.path)
+        manifest: dict[str, Any] = getattr(STAGES[name], name)(recipe, run, progress)
+        run.write("recipe.toml", dump(recipe))
+        log.info("%s: complete, %.1f s", name, manifest["seconds"])
+    return manifest
+
+
+def fork(old: RunDir, new: RunDir, recipe: Recipe) -> list[str]:
+    """Begin `new` with the finished stages of `old` that the recipe would make the same. Returns their names."""
+
+    def holds(name: str, found: dict[str, Any]) -> bool:
+        stage = STAGES[name]
+        return name in stages_of(recipe) and found == rundir.stage_recipe(stage.settings(recipe), stage.inputs(recipe, new))
+
+    return rundir.fork(old, new, holds)
+
+
+@contextmanager
+def logged(run: RunDir) -> Iterator[None]:
+    """Keep what dpo_data and vllm log while the block runs, in logs/run.log."""
+    handler = logging.FileHandler(run.logs / "run.log", encoding="utf-8")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    loggers = [logging.getLogger(name) for name in ("dpo_data", "vllm", "train")]
+    for logger in loggers:
+        logger.addHandler(handler)
+        logger.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        for logger in loggers:
+            logger.removeHandler(handler)
+        handler.close()

@@ -1,0 +1,52 @@
+"""A judge ranks every prompt's completions."""
+
+from contextlib import closing
+from typing import Any
+
+from dpo_data.config import Recipe
+from dpo_data.errors import TooManyFailures, Unfinished
+from dpo_data.models import model_revision
+from dpo_data.rows import Ranking, Sample
+from dpo_data.rundir import RunDir, read_rows
+from dpo_data.seams import Progress
+
+
+def rank(recipe: Recipe, run: RunDir, progress: Progress) -> dict[str, Any]:
+    """Fill `2-rank` with Ranking rows, one for each Sample row that has completions. Returns the manifest."""
+    sampled = run.stage("sample")
+    sampled.require()
+    stage = run.stage("rank").open(settings(recipe), inputs(recipe, run))
+    if stage.manifest:
+        return stage.manifest
+    total = sum(error is None for error in sampled.column("error"))
+    progress("rank", 0, total)
+    judge = recipe.rank.judge.build(recipe.sample.engine, recipe.seed)
+    with closing(judge):
+        missing = stage.fill(
+            ((int(path.stem), [row for row in read_rows(path, Sample) if not row.error]) for path in sampled.shards()),
+            judge.rank,
+            Ranking,
+            lambda rows: progress("rank", rows, total),
+        )
+    if missing:
+        raise Unfinished(f"{total - missing} of {total} prompts are ranked", "Run again to collect the others.")
+    abstained = [reason for reason in stage.column("abstained") if reason]
+    if len(abstained) > recipe.rank.max_abstained * total:
+        raise TooManyFailures(
+            f"The judge abstained on {len(abstained)} of {total} prompts; the first reason: {abstained[0]}",
+            f"Use another judge or template and delete {stage.path}, or raise rank.max_abstained.",
+        )
+    return stage.finish(prompts=total, abstained=len(abstained), judge=judge.name)
+
+
+def settings(recipe: Recipe) -> dict[str, Any]:
+    """What of the recipe decides this stage's rows."""
+    return {"seed": recipe.seed, **recipe.model_dump(mode="json", include={"rank"})}
+
+
+def inputs(recipe: Recipe, run: RunDir) -> dict[str, Any]:
+    """Content hashes of what this stage reads."""
+    judge: Any = recipe.rank.judge
+    engine = getattr(judge, "engine", None)
+    model = model_revision(engine.model, engine.revision) if engine and engine.type == "vllm" else None
+    return {"sample": (run.stage("sample").manifest or {}).get("digest"), "judge_model": model, **judge.inputs()}

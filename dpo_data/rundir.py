@@ -1,0 +1,328 @@
+"""All disk I/O of a run. A run directory is the only truth about a run.
+
+runs/<name>/  recipe.toml  report.json  report.html  logs/
+  1-sample/   recipe.json (first)   00000.parquet …   manifest.json (last)
+  2-rank/ …   3-pair/ …   5-train/ …   6-evaluate/ …
+
+A file appears by atomic rename and never changes. A finished shard is skipped by the next attempt. `manifest.json` is written
+last: its existence means that the stage is complete. So a run may be killed at any moment and started again.
+"""
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from dpo_data.errors import InputError, NotReady, OutOfDisk, StaleRun
+from dpo_data.provenance import file_hash, provenance
+from dpo_data.rows import Row, from_table, to_table
+
+FOLDERS = {"sample": "1-sample", "rank": "2-rank", "pair": "3-pair", "train": "5-train", "evaluate": "6-evaluate"}
+"""A stage's folder. The numbers are fixed, so that a later release may fill a gap (4 is for publish)."""
+
+Given = TypeVar("Given")
+
+
+class RunDir:
+    """One run's folder; `stage` opens a room in it."""
+
+    def __init__(self, path: str | Path):
+        self.path = Path(path)
+
+    def stage(self, name: str) -> "Stage":
+        return Stage(self.path / FOLDERS[name], name)
+
+    @property
+    def logs(self) -> Path:
+        folder = self.path / "logs"
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder
+
+    def write(self, name: str, text: str) -> Path:
+        """Write a text file at the top of the run directory, atomically."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        return write_atomically(self.path / name, text.encode())
+
+
+class Stage:
+    """One stage's folder: settings first, shards as they complete, the manifest last."""
+
+    def __init__(self, path: Path, name: str):
+        self.path = path
+        self.name = name
+        self._began = time.monotonic()
+
+    def open(self, settings: Mapping[str, Any], inputs: Mapping[str, Any]) -> "Stage":
+        """Begin or resume. `inputs` are content hashes of what the stage reads.
+
+        Raises StaleRun where the folder was begun with other settings or inputs.
+        """
+        wanted = stage_recipe(settings, inputs)
+        found = self.recipe
+        if found is not None and found != wanted:
+            raise StaleRun(
+                f"{self.path} was made with another recipe: {_difference(found, wanted)}",
+                f"Keep it and begin a new run that reuses what still holds with `dpo-data fork {self.path.parent} RECIPE`, "
+                f"or delete {self.path} and the stages after it to redo them.",
+            )
+        self.path.mkdir(parents=True, exist_ok=True)
+        for leftover in self.path.glob(".*.tmp"):
+            leftover.unlink()
+        if found is None:
+            write_atomically(self.path / "recipe.json", json.dumps(wanted, indent=2).encode())
+        self._began = time.monotonic()
+        return self
+
+    @property
+    def recipe(self) -> dict[str, Any] | None:
+        """The settings and inputs that the stage was begun with; None before it began."""
+        return _read_json(self.path / "recipe.json")
+
+    @property
+    def manifest(self) -> dict[str, Any] | None:
+        """What the stage made; None until it is complete."""
+        return _read_json(self.path / "manifest.json")
+
+    def require(self) -> dict[str, Any]:
+        """The manifest of a stage that a later one stands on. Raises NotReady where it is not complete."""
+        manifest = self.manifest
+        if manifest is None:
+            raise NotReady(
+                f"{self.path} is not complete, and the next stage stands on it",
+                f"Run `dpo-data {self.name} RECIPE` first, or `dpo-data run RECIPE` for every stage.",
+            )
+        return manifest
+
+    def shard(self, index: int) -> Path:
+        return self.path / f"{index:05d}.parquet"
+
+    def shards(self) -> list[Path]:
+        """The finished shards, in order."""
+        return sorted(self.path.glob("[0-9]" * 5 + ".parquet"))
+
+    def rows(self, kind: type[Row], name: str | None = None) -> Iterator[Row]:
+        """All rows of the finished shards in order, or of the one file `name`; one row group in memory at a time."""
+        for path in [self.path / name] if name else self.shards():
+            yield from read_rows(path, kind)
+
+    def column(self, name: str) -> Iterator[Any]:
+        """One column's values over all finished shards."""
+        for path in self.shards():
+            yield from pq.read_table(path, columns=[name]).column(0).to_pylist()
+
+    def write(self, name: str, rows: Sequence[Any], kind: type) -> Path:
+        """Write rows to one Parquet file, which appears whole or not at all."""
+        return self.write_table(name, to_table(rows, kind))
+
+    def write_text(self, name: str, text: str) -> Path:
+        return write_atomically(self.path / name, text.encode())
+
+    def write_table(self, name: str, table: pa.Table) -> Path:
+        sink = pa.BufferOutputStream()
+        pq.write_table(table, sink, **PARQUET)
+        return write_atomically(self.path / name, memoryview(sink.getvalue()))
+
+    @contextmanager
+    def writers(self, files: Mapping[str, type]) -> Iterator[dict[str, Callable[[Sequence[Any]], None]]]:
+        """Functions that append rows to Parquet files, which all appear together when the block ends well.
+
+        Rows gather to groups of 5,000, so many small appends make no small row groups.
+        """
+        gathered: dict[str, list[Any]] = {name: [] for name in files}
+        paths = {name: self.path / f".{name}.tmp" for name in files}
+        writers = {name: pq.ParquetWriter(paths[name], _schema(kind), **PARQUET) for name, kind in files.items()}
+
+        def flush(name: str) -> None:
+            with _disk(paths[name]):
+                writers[name].write_table(to_table(gathered[name], files[name]))
+            gathered[name].clear()
+
+        def append_to(name: str) -> Callable[[Sequence[Any]], None]:
+            def append(rows: Sequence[Any]) -> None:
+                gathered[name].extend(rows)
+                if len(gathered[name]) >= 5000:
+                    flush(name)
+
+            return append
+
+        try:
+            yield {name: append_to(name) for name in files}
+            for name, writer in writers.items():
+                flush(name)
+                with _disk(paths[name]):
+                    writer.close()
+            for name, path in paths.items():
+                os.replace(path, self.path / name)
+        finally:
+            for path in paths.values():
+                path.unlink(missing_ok=True)
+
+    def fill(
+        self,
+        shards: Iterable[tuple[int, list[Given]]],
+        work: Callable[[Iterator[Given]], Iterator[Any]],
+        kind: type,
+        done: Callable[[int], None] = lambda rows: None,
+    ) -> int:
+        """Stream rows through `work`, and write each shard when all of its rows have come back, in the order given.
+
+        Rows and results are matched by `prompt_id`. `work` is one stream over all unfinished shards, so an engine behind it is
+        never drained between them. `done` hears how many rows are on disk. Returns the number of rows that did not come back.
+        """
+        open_shards: dict[int, dict[str, Any]] = {}
+        missing: dict[int, int] = {}
+        home: dict[str, int] = {}
+        on_disk = 0
+
+        def feed() -> Iterator[Given]:
+            nonlocal on_disk
+            for index, rows in shards:
+                if self.shard(index).exists():
+                    on_disk += len(rows)
+                    done(on_disk)
+                    continue
+                open_shards[index] = {row.prompt_id: None for row in rows}  # type: ignore[attr-defined]
+                missing[index] = len(open_shards[index])
+                home.update(dict.fromkeys(open_shards[index], index))
+                yield from rows
+
+        for result in work(feed()):
+            index = home.pop(result.prompt_id)
+            open_shards[index][result.prompt_id] = result
+            missing[index] -= 1
+            if not missing[index]:
+                shard = open_shards.pop(index)
+                self.write(self.shard(index).name, list(shard.values()), kind)
+                on_disk += len(shard)
+                done(on_disk)
+        return len(home)
+
+    def finish(self, **facts: Any) -> dict[str, Any]:
+        """Write the manifest: counts and facts of the stage, every file's rows and hash, versions, git commit."""
+        files = [
+            _file_facts(path, self.path) for path in sorted(self.path.rglob("*")) if path.is_file() and path.name not in BOOKS
+        ]
+        manifest = _as_json(
+            {
+                **facts,
+                "seconds": round(time.monotonic() - self._began, 3),
+                "files": files,
+                "digest": _hash(json.dumps([[f["name"], f["sha256"]] for f in files]).encode()),
+                **provenance(),
+            }
+        )
+        write_atomically(self.path / "manifest.json", json.dumps(manifest, indent=2).encode())
+        return manifest
+
+
+BOOKS = ("recipe.json", "manifest.json")
+"""The files of a stage's folder that tell about it; all others are what it made."""
+
+PARQUET: dict[str, Any] = dict(compression="zstd", compression_level=3, use_content_defined_chunking=True)
+
+
+def read_rows(path: Path, kind: type[Row]) -> Iterator[Row]:
+    """The rows of one canonical Parquet file, a row group at a time. Raises InputError where it cannot be read."""
+    try:
+        with pq.ParquetFile(path) as file:
+            for group in range(file.num_row_groups):
+                yield from from_table(file.read_row_group(group), kind)
+    except pa.ArrowInvalid as error:
+        raise InputError(f"{path} is not whole: {error}", "Delete it and run again: only that file is redone.") from None
+
+
+def fork(old: RunDir, new: RunDir, holds: Callable[[str, dict[str, Any]], bool]) -> list[str]:
+    """Start `new` with those stages of `old`, from the first on, that are complete and for which `holds(name, recipe)`.
+
+    Shards never change, so they are hard-linked where the file system can. Returns the names of the stages kept.
+    """
+    kept: list[str] = []
+    for name in FOLDERS:
+        stage = old.stage(name)
+        if stage.manifest is None or stage.recipe is None or not holds(name, stage.recipe):
+            break
+        target = new.stage(name).path
+        partial = target.with_name(f".{target.name}.tmp")
+        shutil.rmtree(partial, ignore_errors=True)
+        shutil.copytree(stage.path, partial, copy_function=_link)
+        partial.rename(target)
+        kept.append(name)
+    return kept
+
+
+def stage_recipe(settings: Mapping[str, Any], inputs: Mapping[str, Any]) -> dict[str, Any]:
+    """What `recipe.json` of a stage holds: all that decides its result."""
+    return _as_json({"settings": settings, "inputs": inputs})
+
+
+def write_atomically(path: Path, data: bytes | memoryview) -> Path:
+    """Write a file that appears whole or not at all, and is on the disk when this returns. Raises OutOfDisk."""
+    partial = path.with_name(f".{path.name}.tmp")
+    with _disk(partial):
+        with partial.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    return path
+
+
+@contextmanager
+def _disk(partial: Path) -> Iterator[None]:
+    """Turns a full disk into its own error, and leaves no half-written file behind."""
+    try:
+        yield
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise OutOfDisk(
+            f"The disk of {partial.parent} is full",
+            "Free some space and run again: finished shards are kept, and only what was in flight is redone.",
+        ) from error
+
+
+def _schema(kind: type) -> pa.Schema:
+    return to_table([], kind).schema
+
+
+def _link(source: str, target: str) -> None:
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)
+
+
+def _hash(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def _file_facts(path: Path, folder: Path) -> dict[str, Any]:
+    rows = {"rows": pq.read_metadata(path).num_rows} if path.suffix == ".parquet" else {}
+    return {"name": str(path.relative_to(folder)), **rows, "bytes": path.stat().st_size, "sha256": file_hash(path)}
+
+
+def _read_json(path: Path) -> dict[str, Any] | None:
+    return json.loads(path.read_text()) if path.exists() else None
+
+
+def _as_json(value: Mapping[str, Any]) -> dict[str, Any]:
+    return json.loads(json.dumps(value, ensure_ascii=False, default=str))
+
+
+def _difference(found: Any, wanted: Any, where: str = "") -> str:
+    """The first field in which two settings differ, as `sample.n was 8, is 4`."""
+    if isinstance(found, dict) and isinstance(wanted, dict):
+        for key in [*found, *(k for k in wanted if k not in found)]:
+            if found.get(key) != wanted.get(key):
+                return _difference(found.get(key), wanted.get(key), f"{where}.{key}" if where else key)
+    return f"{where.removeprefix('settings.')} was {json.dumps(found)}, is {json.dumps(wanted)}"

@@ -1,0 +1,116 @@
+"""The three seams, where users and later releases plug in: Engine, Judge, Filter; and the base of every recipe table.
+
+A new engine or judge is one file: its `Settings`, with a `type` literal and a `build` that imports what is heavy, and what it
+builds. Its name then goes into the union in the package's `__init__`. Nothing else changes.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from pydantic import BaseModel, ConfigDict
+
+from dpo_data.rows import Completion, Message, PreferencePair, Prompt, Ranking, Sample, completion_ids, request_seed
+
+Filter = Callable[[PreferencePair], str | None]
+"""A filter returns the reason to drop a pair, or None."""
+
+Progress = Callable[[str, int, int], None]
+"""Called as (stage, rows done, rows in all) while a stage runs."""
+
+Sampling = Mapping[str, Any]
+"""Sampling parameters by the engine's own names; passed on as they are."""
+
+
+class Settings(BaseModel):
+    """The base of every table of a recipe: frozen, and an unknown key is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """A conversation to answer. `id` comes back with the answer; `schema` is a JSON schema that the answer must meet."""
+
+    id: str
+    messages: list[Message]
+    seed: int
+    schema: dict[str, Any] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Output:
+    """One generated answer. `logprob`: sum over its tokens in nats; None where the engine does not tell."""
+
+    text: str
+    finish_reason: str | None
+    n_tokens: int | None = None
+    logprob: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Completed:
+    """All answers to one request; or none, and the `error` that prevented them."""
+
+    id: str
+    outputs: list[Output]
+    error: str | None = None
+
+
+class Engine(Protocol):
+    """Generates text. `model` names what answered; `close` gives back processes and memory."""
+
+    model: str
+
+    def complete(self, requests: Iterable[Request], sampling: Sampling) -> Iterator[Completed]:
+        """Answer requests, each as it finishes, in any order; pull further requests while others run."""
+        ...
+
+    def close(self) -> None: ...
+
+
+class Judge(Protocol):
+    """Ranks completions. `name` stands in every row; `close` gives back what it holds."""
+
+    name: str
+
+    def rank(self, groups: Iterable[Sample]) -> Iterator[Ranking]:
+        """Rank each group as it finishes, in any order. May yield fewer than it was given: those await an answer."""
+        ...
+
+    def close(self) -> None: ...
+
+
+def answer(engine: Engine, prompts: Iterable[Prompt], sampling: Sampling, seed: int) -> Iterator[Sample]:
+    """Prompts through an engine, one stream in and one out. Each request is seeded by the run's seed and the prompt's id."""
+    asked: dict[str, Prompt] = {}
+
+    def requests() -> Iterator[Request]:
+        for prompt in prompts:
+            asked[prompt.prompt_id] = prompt
+            yield Request(prompt.prompt_id, prompt.prompt, request_seed(seed, prompt.prompt_id))
+
+    settings = {**sampling, "seed": seed}
+    for completed in engine.complete(requests(), sampling):
+        yield _sampled(asked.pop(completed.id), completed, engine.model, settings)
+
+
+def _sampled(prompt: Prompt, completed: Completed, model: str, sampling: Sampling) -> Sample:
+    """A prompt with its completions. Fewer than were asked for is a failure that says so."""
+    error = completed.error
+    if error is None and len(completed.outputs) != sampling["n"]:
+        error = f"{len(completed.outputs)} of {sampling['n']} completions came back"
+    if error is not None:
+        return Sample(prompt.prompt_id, prompt.prompt, prompt.source, [], error)
+    ids = completion_ids(prompt.prompt_id, model, sampling, len(completed.outputs))
+    completions = [
+        Completion(id, index, out.text, out.finish_reason, out.n_tokens, out.logprob, model)
+        for index, (id, out) in enumerate(zip(ids, completed.outputs, strict=True))
+    ]
+    return Sample(prompt.prompt_id, prompt.prompt, prompt.source, completions, None)
+
+
+def abstention(group: Sample, judge: str, reason: str, transcript: str = "[]") -> Ranking:
+    """The ranking of a judge that cannot decide: no scores, and the reason."""
+    ids = [completion.completion_id for completion in group.completions]
+    return Ranking(group.prompt_id, judge, ids, [None] * len(ids), reason, transcript)

@@ -1,0 +1,74 @@
+"""A judge's prompt: a Markdown file with `{{ variables }}`, rendered in a sandbox that knows no other code.
+
+A template names its variables; one that it names and does not get is an error when the judge is built, not a hole in the prompt.
+"""
+
+import hashlib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from jinja2 import StrictUndefined, TemplateSyntaxError, meta
+from jinja2.sandbox import SandboxedEnvironment
+
+from dpo_data.errors import TemplateError
+from dpo_data.rows import Message
+from dpo_data.share import find
+
+_ENVIRONMENT = SandboxedEnvironment(
+    undefined=StrictUndefined, keep_trailing_newline=False, trim_blocks=True, lstrip_blocks=True
+)
+
+
+@dataclass(frozen=True)
+class Template:
+    """The text of a prompt. `hash` is the SHA-256 of its bytes, in hex."""
+
+    path: str
+    text: str
+
+    @property
+    def hash(self) -> str:
+        return hashlib.sha256(self.text.encode()).hexdigest()
+
+    def render(self, **variables: Any) -> str:
+        return self._compiled.render(variables).strip()
+
+    @cached_property
+    def _compiled(self) -> Any:
+        return _ENVIRONMENT.from_string(self.text)
+
+
+def load_template(path: str, variables: Iterable[str]) -> Template:
+    """Read a template. Raises TemplateError where it is missing, does not parse, or names none but the given variables."""
+    file = find(path)
+    if not file.is_file():
+        raise TemplateError(f"No template at {path}", "Name a Markdown file; the shipped ones are prompts/judges/*.md.")
+    text = file.read_text(encoding="utf-8")
+    try:
+        named = meta.find_undeclared_variables(_ENVIRONMENT.parse(text))
+    except TemplateSyntaxError as error:
+        raise TemplateError(f"{path}, line {error.lineno}: {error.message}", "Mend the template.") from None
+    known = set(variables)
+    if named - known:
+        raise TemplateError(
+            f"{path} names {', '.join(sorted(named - known))}, which this judge does not give",
+            f"It gives {', '.join(sorted(known))}.",
+        )
+    if known - named:
+        raise TemplateError(f"{path} never shows {', '.join(sorted(known - named))}", "Without it the judge judges blindly.")
+    return Template(path, text)
+
+
+def conversation(messages: Iterable[Mapping[str, str]]) -> str:
+    """Messages as text for a judge; a single user turn is its bare content."""
+    turns = list(messages)
+    if len(turns) == 1:
+        return turns[0]["content"]
+    return "\n\n".join(f"{turn['role'].capitalize()}: {turn['content']}" for turn in turns)
+
+
+def ask(text: str) -> list[Message]:
+    """A judge's prompt as the messages of a request."""
+    return [{"role": "user", "content": text}]
