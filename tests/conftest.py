@@ -1,0 +1,59 @@
+"""What tests share: no network, recipes and prompts on disk, a tiny random model."""
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["DO_NOT_TRACK"] = "1"
+os.environ["PREFECT_SERVER_ANALYTICS_ENABLED"] = "false"
+
+from dpo_data.config import Recipe, parse
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The folder of a Llama with random weights, with the demo's tokenizer and chat template."""
+    import torch
+
+    from dpo_data.demo.model import build_tokenizer, tiny_llama
+    from dpo_data.demo.questions import questions
+
+    folder = tmp_path_factory.mktemp("models") / "tiny"
+    torch.manual_seed(0)
+    tokenizer = build_tokenizer([f"{q.prompt} {q.answer} {q.sentence}" for q in questions()])
+    tiny_llama(tokenizer).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture
+def prompts(tmp_path: Path) -> Callable[[int], str]:
+    """Writes a file of that many different prompts, and returns its path."""
+
+    def write(count: int) -> str:
+        path = tmp_path / f"prompts-{count}.jsonl"
+        path.write_text("".join(json.dumps({"prompt": f"Question {at}: name {at + 2} rivers"}) + "\n" for at in range(count)))
+        return str(path)
+
+    return write
+
+
+@pytest.fixture
+def recipe(prompts: Callable[[int], str]) -> Callable[..., Recipe]:
+    """Makes a recipe with the echo engine and the built-in `concise` rule; keywords replace its tables."""
+
+    def make(count: int = 40, **tables: Any) -> Recipe:
+        given: dict[str, Any] = {
+            "name": "test",
+            "prompts": {"path": prompts(count)},
+            "sample": {"n": 4, "max_tokens": 8, "shard_size": 8, "engine": {"type": "echo"}},
+            "rank": {"judge": {"type": "rule", "rule": "concise"}},
+        }
+        return parse({**given, **tables})
+
+    return make
