@@ -47,10 +47,10 @@ class RunDir:
         folder.mkdir(parents=True, exist_ok=True)
         return folder
 
-    def write(self, name: str, text: str) -> Path:
-        """Write a text file at the top of the run directory, atomically."""
+    def write(self, name: str, content: str | bytes) -> Path:
+        """Write a file at the top of the run directory, atomically; text as UTF-8."""
         self.path.mkdir(parents=True, exist_ok=True)
-        return write_atomically(self.path / name, text.encode())
+        return write_atomically(self.path / name, content.encode() if isinstance(content, str) else content)
 
 
 class Stage:

@@ -1,0 +1,271 @@
+"""What a run directory tells, as the parts of its report. Parquet is streamed, so memory does not grow with the run."""
+
+import json
+import math
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from itertools import groupby
+from typing import Any, Generic, TypeVar
+
+from dpo_data import report_schema as schema
+from dpo_data.errors import DpoDataError
+from dpo_data.rows import PreferencePair, Ranking, Sample
+from dpo_data.rundir import FOLDERS, RunDir
+
+Value = TypeVar("Value")
+
+
+class Thinned(Generic[Value]):
+    """An evenly spaced, deterministic sample of a stream: at most `limit` values (even), at least half as many once full."""
+
+    def __init__(self, limit: int):
+        self.values: list[Value] = []
+        self.count = 0
+        self._limit = limit
+        self._stride = 1
+
+    def add(self, value: Value) -> None:
+        if self.count % self._stride == 0:
+            if len(self.values) == self._limit:
+                del self.values[1::2]
+                self._stride *= 2
+            self.values.append(value)
+        self.count += 1
+
+
+class Numbers(Thinned[float]):
+    """A stream of numbers: count, mean and extremes exactly, quantiles and histogram from at most 20,000 of them."""
+
+    def __init__(self) -> None:
+        super().__init__(20_000)
+        self.total, self.least, self.most = 0.0, math.inf, -math.inf
+
+    def add(self, value: float) -> None:
+        super().add(value)
+        self.total += value
+        self.least, self.most = min(self.least, value), max(self.most, value)
+
+    def spread(self) -> schema.Spread:
+        ordered = sorted(self.values)
+        p10, median, p90 = (ordered[round(share * (len(ordered) - 1))] for share in (0.1, 0.5, 0.9))
+        mean = self.total / self.count
+        return schema.Spread(count=self.count, mean=mean, least=self.least, p10=p10, median=median, p90=p90, most=self.most)
+
+    def histogram(self, bins: int = 20) -> schema.Histogram:
+        width = (self.most - self.least) / bins or 1.0
+        found = Counter(min(bins - 1, int((value - self.least) / width)) for value in self.values)
+        edges = [self.least + at * width for at in range(bins + 1)]
+        return schema.Histogram(edges=edges, shares=[found[at] / len(self.values) for at in range(bins)])
+
+
+class Lengths:
+    """Lengths of chosen and rejected answers, in one unit."""
+
+    def __init__(self) -> None:
+        self.chosen, self.rejected = Numbers(), Numbers()
+        self._longer = self._equal = 0
+
+    def add(self, chosen: int, rejected: int) -> None:
+        self.chosen.add(chosen)
+        self.rejected.add(rejected)
+        self._longer += chosen > rejected
+        self._equal += chosen == rejected
+
+    def summary(self) -> schema.Length | None:
+        count = self.chosen.count
+        if not count:
+            return None
+        return schema.Length(
+            chosen=self.chosen.spread(),
+            rejected=self.rejected.spread(),
+            chosen_longer=self._longer / count,
+            equal=self._equal / count,
+        )
+
+
+def stages(run: RunDir) -> dict[str, schema.StageState]:
+    """How far each stage is."""
+    told = {}
+    for name in FOLDERS:
+        stage = run.stage(name)
+        manifest = stage.manifest
+        state: Any = "complete" if manifest else "begun" if stage.recipe else "not begun"
+        rows = sum(f.get("rows", 0) for f in manifest["files"]) if manifest else sum(1 for _ in stage.column("prompt_id"))
+        told[name] = schema.StageState(state=state, rows=rows)
+    return told
+
+
+def funnel(run: RunDir) -> list[schema.Step]:
+    """Where every prompt went, as far as stages are complete. Raises DpoDataError where the counts do not add up."""
+    sample, rank, pair, evaluate = (run.stage(name).manifest for name in ("sample", "rank", "pair", "evaluate"))
+    steps: list[schema.Step] = []
+
+    def step(kind: Any, **counts: int) -> None:
+        steps.extend(schema.Step(name=name, kind=kind, count=count) for name, count in counts.items())
+
+    if sample:
+        step("left", read=sample["read"])
+        step("out", duplicate=sample["duplicates"], held_out=sample["held_out"], failed=sample["failed"])
+        step("left", sampled=_rows(sample, r"\d+") - sample["failed"])
+    if sample and rank:
+        step("out", abstained=rank["abstained"])
+        step("left", ranked=_rows(rank, r"\d+") - rank["abstained"])
+    if sample and rank and pair:
+        step("out", **{name: count for name, count in pair["dropped"].items() if name not in ("unsampled", "abstained")})
+        step("left", pairs=_rows(pair, "train|test"))
+        step("part", train=pair["train"], test=pair["test"])
+    check(steps, str(run.path))
+    if sample and evaluate and evaluate["prompts"] != sample["held_out"]:
+        raise _mismatch(str(run.path), f"{sample['held_out']} prompts are held out, and {evaluate['prompts']} were evaluated")
+    return steps
+
+
+def check(steps: list[schema.Step], where: str) -> None:
+    """Raises DpoDataError unless each `left` is the one before less every `out` between, and the parts sum to the last one."""
+    remaining: int | None = None
+    for kind, group in groupby(steps, lambda step: step.kind):
+        of_kind = list(group)
+        total = sum(step.count for step in of_kind)
+        if kind == "out":
+            remaining = (remaining or 0) - total
+        elif remaining is not None and remaining != total:
+            raise _mismatch(where, f"{remaining} prompts should be {' + '.join(s.name for s in of_kind)}, and {total} are")
+        else:
+            remaining = total
+
+
+def pairs(run: RunDir) -> tuple[Lengths, Lengths, Numbers, list[schema.PairExample]]:
+    """Of all pairs: lengths in words, in tokens, the margins; and a few of them."""
+    words, tokens, margins = Lengths(), Lengths(), Numbers()
+    few: Thinned[PreferencePair] = Thinned(6)
+    for pair, counts in _with_tokens(run):
+        words.add(len(pair.chosen[-1]["content"].split()), len(pair.rejected[-1]["content"].split()))
+        margins.add(pair.margin)
+        few.add(pair)
+        chosen, rejected = counts.get(pair.chosen_id), counts.get(pair.rejected_id)
+        if chosen is not None and rejected is not None:
+            tokens.add(chosen, rejected)
+    return words, tokens, margins, [_pair_example(pair) for pair in few.values]
+
+
+def scores(run: RunDir) -> tuple[Numbers, int, float]:
+    """All scores, how many answers have none, and the share of ties among all twos of judged answers to one prompt."""
+    numbers, unjudged, twos, ties = Numbers(), 0, 0, 0
+    for of_prompt in run.stage("rank").column("scores"):
+        judged = [score for score in of_prompt if score is not None]
+        unjudged += len(of_prompt) - len(judged)
+        twos += math.comb(len(judged), 2)
+        ties += sum(math.comb(count, 2) for count in Counter(judged).values())
+        for score in judged:
+            numbers.add(score)
+    return numbers, unjudged, ties / twos if twos else 0.0
+
+
+def comparisons(run: RunDir) -> schema.Comparisons | None:
+    """What a pairwise judge's transcripts say; None for other judges."""
+    found: Counter[str] = Counter()
+    for transcript in run.stage("rank").column("transcript"):
+        for asked in json.loads(transcript):
+            if "outcome" in asked:
+                found["count"] += 1
+                found["ties"] += asked["outcome"] == "tie"
+                found["flipped"] += bool(asked["flipped"])
+                found["unread"] += asked["unread"] is not None
+    return schema.Comparisons(**found) if found else None
+
+
+def answers(run: RunDir) -> list[schema.EvaluateExample]:
+    """A few held-out prompts with the first answer of either model."""
+    stage = run.stage("evaluate")
+    few: Thinned[tuple[Sample, Sample]] = Thinned(8)
+    for base, trained in zip(stage.rows(Sample, "base.parquet"), stage.rows(Sample, "trained.parquet"), strict=True):
+        if base.prompt_id != trained.prompt_id:
+            raise _mismatch(str(stage.path), "base.parquet and trained.parquet answer different prompts")
+        if base.completions and trained.completions:
+            few.add((base, trained))
+    picked = {base.prompt_id for base, _ in few.values}
+    score_of = {
+        id: score
+        for row in stage.rows(Ranking, "rank.parquet")
+        if row.prompt_id in picked
+        for id, score in zip(row.completion_ids, row.scores, strict=True)
+    }
+    return [
+        schema.EvaluateExample(
+            prompt=_cut_all(base.prompt),
+            base=_cut(base.completions[0].text),
+            trained=_cut(trained.completions[0].text),
+            score_base=score_of.get(base.completions[0].completion_id),
+            score_trained=score_of.get(trained.completions[0].completion_id),
+        )
+        for base, trained in few.values
+    ]
+
+
+def history(run: RunDir) -> list[dict[str, Any]]:
+    """TRL's log_history: a dict a log, with `step`; training metrics by name, held-out ones with `eval_` before it."""
+    path = run.stage("train").path / "metrics.json"
+    found: list[dict[str, Any]] = json.loads(path.read_text()) if path.exists() else []
+    return found
+
+
+def versions(manifests: Iterable[dict[str, Any]]) -> dict[str, str]:
+    """Each package's version, or all of them where stages ran with different ones."""
+    found: dict[str, dict[str, None]] = {}
+    for manifest in manifests:
+        for name, version in manifest["versions"].items():
+            found.setdefault(name, {})[version] = None
+    return {name: ", ".join(seen) for name, seen in found.items()}
+
+
+def finite(metrics: dict[str, Any]) -> dict[str, float | None]:
+    """Metrics as JSON can hold them: None for NaN and infinity."""
+    return {
+        name: float(value) if math.isfinite(value) else None
+        for name, value in metrics.items()
+        if isinstance(value, (int, float))
+    }
+
+
+def _with_tokens(run: RunDir) -> Iterator[tuple[PreferencePair, dict[str, int | None]]]:
+    """Every pair with its prompt's token counts by completion id, in one pass: pairs stand in the order of the samples."""
+    sampled, paired = run.stage("sample"), run.stage("pair")
+    files = [paired.rows(PreferencePair, f"{name}.parquet") for name in ("train", "test")]
+    heads = [next(rows, None) for rows in files]
+    for prompt_id, completions in zip(sampled.column("prompt_id"), sampled.column("completions"), strict=True):
+        for at, head in enumerate(heads):
+            if head is not None and head.prompt_id == prompt_id:
+                yield head, {completion["completion_id"]: completion["n_tokens"] for completion in completions}
+                heads[at] = next(files[at], None)
+    if any(heads):
+        raise _mismatch(str(run.path), "a pair's prompt is not among the samples")
+
+
+def _rows(manifest: dict[str, Any], stem: str) -> int:
+    """Rows in those of a stage's Parquet files whose stem matches."""
+    return sum(file["rows"] for file in manifest["files"] if re.fullmatch(rf"({stem})\.parquet", file["name"]))
+
+
+def _mismatch(where: str, what: str) -> DpoDataError:
+    return DpoDataError(
+        f"{where} does not add up: {what}", "Its files were changed by hand or come from different runs; redo the stage."
+    )
+
+
+def _pair_example(pair: PreferencePair) -> schema.PairExample:
+    return schema.PairExample(
+        prompt=_cut_all(pair.prompt),
+        chosen=_cut(pair.chosen[-1]["content"]),
+        rejected=_cut(pair.rejected[-1]["content"]),
+        score_chosen=pair.score_chosen,
+        score_rejected=pair.score_rejected,
+    )
+
+
+def _cut_all(messages: list[dict[str, str]]) -> list[dict[str, str]]:
+    return [{**message, "content": _cut(message["content"])} for message in messages]
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= 2000 else text[:2000] + " …"

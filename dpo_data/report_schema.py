@@ -1,0 +1,155 @@
+"""What report.json holds: every key, its unit, and when it is null. Shares are 0–1, times are seconds."""
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class Part(BaseModel):
+    """The base of every table of the report: an unknown key is an error."""
+
+    model_config = ConfigDict(extra="forbid")
+
+
+class StageState(Part):
+    state: Literal["complete", "begun", "not begun"] = Field(description="how far the stage is")
+    rows: int = Field(description="rows on disk, dropped ones among them; while a stage is begun, those of its finished shards")
+
+
+class Step(Part):
+    name: str = Field(description="what is counted; for a filter's drops, the filter's name")
+    kind: Literal["left", "out", "part"] = Field(
+        description="left: what remains, namely the `left` before it less every `out` between; part: the parts of the last"
+    )
+    count: int = Field(ge=0, description="prompts")
+
+
+class Pairs(Part):
+    train: int = Field(description="pairs in train.parquet")
+    test: int = Field(description="pairs in test.parquet")
+    dropped: dict[str, int] = Field(description="sampled or failed prompts that gave no pair, by the filter that dropped them")
+
+
+class Spread(Part):
+    """A distribution. Quantiles are exact up to 20,000 values, and beyond that those of an evenly spaced sample."""
+
+    count: int = Field(description="values")
+    mean: float = Field(description="arithmetic mean")
+    least: float = Field(description="minimum")
+    p10: float = Field(description="10 % quantile")
+    median: float = Field(description="50 % quantile")
+    p90: float = Field(description="90 % quantile")
+    most: float = Field(description="maximum")
+
+
+class Histogram(Part):
+    edges: list[float] = Field(description="the bins' edges, one more than there are bins")
+    shares: list[float] = Field(description="each bin's share of the values (0–1)")
+
+
+class Length(Part):
+    chosen: Spread = Field(description="length of the chosen answers")
+    rejected: Spread = Field(description="length of the rejected answers")
+    chosen_longer: float = Field(description="share of pairs in which the chosen answer is the longer one")
+    equal: float = Field(description="share of pairs in which both are equally long")
+
+
+class Lengths(Part):
+    words: Length = Field(description="in words, as white space parts them")
+    tokens: Length | None = Field(description="in tokens, over the pairs whose engine told them; null where it told none")
+
+
+class Comparisons(Part):
+    count: int = Field(description="comparisons of two answers, each asked for in both orders")
+    ties: int = Field(description="decided as a tie, flipped ones among them")
+    flipped: int = Field(description="the verdict changed with the order of the answers, so it counts as a tie")
+    unread: int = Field(description="at least one of the two verdicts could not be read, so nothing was decided")
+
+
+class Scores(Part):
+    judge: str = Field(description="who ranked")
+    judged: int = Field(description="answers with a score")
+    unjudged: int = Field(description="answers without one")
+    spread: Spread | None = Field(description="of all scores; null where nothing was scored")
+    histogram: Histogram | None = Field(description="of all scores; null where nothing was scored")
+    ties: float = Field(description="share of equal scores among all twos of judged answers to one prompt")
+    margin: Spread | None = Field(description="score of chosen less score of rejected, over the pairs; null before pair")
+    comparisons: Comparisons | None = Field(description="what a pairwise judge was asked; null for other judges")
+
+
+class Train(Part):
+    model: str = Field(description="the model that was trained")
+    model_revision: str | None = Field(description="its commit on the Hub, or its folder's content hash")
+    pairs: int = Field(description="pairs trained on")
+    too_long: int = Field(description="pairs left out because they are longer than max_length")
+    max_length: int = Field(description="tokens of the longest pair trained on, prompt and answer together")
+    precision: str = Field(description="bf16 or fp32")
+    device: str = Field(description="cpu, or the GPU's name")
+    steps: int = Field(description="optimizer steps")
+    resumed_at: int = Field(description="the step of the checkpoint that the last attempt went on from; 0 for none")
+    held_out: dict[str, float | None] = Field(description="TRL's metrics on test.parquet after training; null for not finite")
+    first: dict[str, float | None] = Field(description="the first training metrics that TRL logged; null for not finite")
+    last: dict[str, float | None] = Field(description="the last training metrics that TRL logged; null for not finite")
+
+
+class Side(Part):
+    score: float = Field(description="the headline share")
+    measure: str = Field(description="what `score` is the share of")
+    shares: dict[str, float] = Field(
+        description="share of judged answers that reach each threshold of the recipe, in its order"
+    )
+    win_rate: float = Field(description="share of comparisons with the other model's answers that are won, ties as half")
+    answers: int = Field(description="answers sampled")
+    judged: int = Field(description="answers with a score")
+    words: float = Field(description="mean words an answer")
+    cut_off: float = Field(description="share of answers cut off at max_tokens")
+
+
+class Evaluate(Part):
+    prompts: int = Field(description="held-out prompts")
+    base: Side = Field(description="the model before training")
+    trained: Side = Field(description="the model after training")
+
+
+Messages = list[dict[str, str]]
+
+
+class PairExample(Part):
+    prompt: Messages = Field(description="the conversation; texts beyond 2,000 characters are cut, here and below")
+    chosen: str = Field(description="the chosen answer")
+    rejected: str = Field(description="the rejected answer")
+    score_chosen: float = Field(description="the judge's score of the chosen answer")
+    score_rejected: float = Field(description="the judge's score of the rejected answer")
+
+
+class EvaluateExample(Part):
+    prompt: Messages = Field(description="a held-out conversation")
+    base: str = Field(description="the base model's first answer")
+    trained: str = Field(description="the trained model's first answer")
+    score_base: float | None = Field(description="the judge's score; null where it gave none")
+    score_trained: float | None = Field(description="the judge's score; null where it gave none")
+
+
+class Examples(Part):
+    """Evenly spaced in the files, never picked by result."""
+
+    pairs: list[PairExample] = Field(description="from train.parquet")
+    evaluate: list[EvaluateExample] = Field(description="both models on the same held-out prompts")
+
+
+class Report(Part):
+    """report.json. What a run has not come to is null, or empty."""
+
+    name: str = Field(description="the recipe's name")
+    stages: dict[str, StageState] = Field(description="how far each stage is, in their order")
+    funnel: list[Step] = Field(description="where every prompt went, in order, as far as stages are complete")
+    pairs: Pairs | None = Field(description="how many pairs there are")
+    lengths: Lengths | None = Field(description="how long chosen and rejected answers are, over train and test pairs")
+    scores: Scores | None = Field(description="what the judge made of the answers")
+    train: Train | None = Field(description="how training went")
+    evaluate: Evaluate | None = Field(description="base and trained model on the held-out prompts")
+    examples: Examples = Field(description="a few pairs, and a few answers before and after")
+    timings: dict[str, float] = Field(description="seconds of each complete stage, of the attempt that completed it")
+    versions: dict[str, str] = Field(description="package versions; where stages ran with different ones, all of them")
+    git_commit: str | None = Field(description="the working folder's commit when the last complete stage ran")
+    recipe: dict[str, Any] = Field(description="the recipe, defaults written out")
