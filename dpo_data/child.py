@@ -18,6 +18,7 @@ import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from typing import Any
 
 from dpo_data.errors import EngineError
@@ -53,11 +54,9 @@ class Child:
 
     def send(self, message: Any) -> None:
         """Send one JSON value. A child that is gone is noticed by `receive`, not here."""
-        try:
+        with suppress(BrokenPipeError):
             self._down.write(json.dumps(message, ensure_ascii=True) + "\n")
             self._down.flush()
-        except BrokenPipeError:
-            pass
 
     def receive(self) -> Any:
         """The child's next JSON value; blocks. Raises EngineError, with the child's last words, where it died."""
@@ -74,17 +73,14 @@ class Child:
 
     def close(self) -> None:
         """End the child and everything that it started, at once."""
-        try:
-            os.killpg(self._process.pid, signal.SIGKILL)
-        except ProcessLookupError:
-            pass
-        self._process.wait()
+        if self._process.returncode is None:  # once reaped, its id may be somebody else's
+            with suppress(ProcessLookupError):
+                os.killpg(self._process.pid, signal.SIGKILL)
+            self._process.wait()
         self._reader.join(timeout=2)
         for pipe in (self._down, self._up):
-            try:
+            with suppress(BrokenPipeError):
                 pipe.close()
-            except BrokenPipeError:
-                pass
 
     def _forward(self, logger: logging.Logger) -> None:
         assert self._process.stdout is not None
@@ -95,12 +91,10 @@ class Child:
                 logger.info(line)
 
     def _sweep(self) -> None:
-        """When the child dies, end what it started, which may hold its pipes open. WNOWAIT: until it is reaped its id is ours."""
-        try:
+        """When the child dies, end what it started, which may hold its pipes open. Not reaped yet (WNOWAIT), its id is ours."""
+        with suppress(ChildProcessError, ProcessLookupError):
             os.waitid(os.P_PID, self._process.pid, os.WEXITED | os.WNOWAIT)
             os.killpg(self._process.pid, signal.SIGKILL)
-        except (ChildProcessError, ProcessLookupError):
-            pass
 
     def root_cause(self) -> str:
         """The first exception in what the child printed last; its last line where there is none."""

@@ -1,0 +1,187 @@
+"""A child answers, dies with its reason told, and never outlives its parent."""
+
+import logging
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from dpo_data.child import Child, Parent
+from dpo_data.errors import EngineError
+
+HERE = Path(__file__).parent
+SLEEP = "import time; time.sleep(600)"
+SOON = 30.0  # seconds: what must happen at once may take this long on a machine that is busy
+
+
+def echo(parent: Parent) -> None:
+    """Answers each message with itself, and what waits beside it."""
+    while True:
+        first = parent.receive()
+        time.sleep(first.get("wait", 0))
+        parent.send({"heard": [first, *parent.received()]})
+
+
+def fail(parent: Parent) -> None:
+    print("starting", flush=True)
+    print("INFO ValueError happens to be named in passing", flush=True)
+    try:
+        raise OSError("the disk is on fire")
+    except OSError as error:
+        raise RuntimeError("cannot go on") from error
+
+
+def leave(parent: Parent) -> None:
+    print("my last words", flush=True)
+    sys.exit(7)
+
+
+def half_a_line(parent: Parent) -> None:
+    parent._up.write('{"cut": ')
+    parent._up.flush()
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def talk(parent: Parent) -> None:
+    print("to stdout", flush=True)
+    print("to stderr", file=sys.stderr, flush=True)
+    os.write(1, b"not UTF-8: \xff\n")
+    parent.send("said")
+    parent.receive()
+
+
+def family(parent: Parent) -> None:
+    """Starts a process that holds all the pipes, as a fork does, tells both ids, and waits; or goes as it is told."""
+    grandchild = subprocess.Popen([sys.executable, "-c", SLEEP], pass_fds=[parent._up.fileno()])
+    parent.send([os.getpid(), grandchild.pid])
+    if parent.receive() == "raise":
+        raise ValueError("a worker is gone")
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def gone(pids: list[int]) -> bool:
+    """Whether all these processes end soon. A zombie has ended: it only awaits whoever adopted it."""
+    deadline = time.monotonic() + SOON
+    while time.monotonic() < deadline:
+        if not any(psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE for pid in pids):
+            return True
+        time.sleep(0.05)
+    return False
+
+
+@pytest.fixture
+def start(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], Child]]:
+    """Starts a function of this file as a child."""
+    monkeypatch.setenv("PYTHONPATH", str(HERE))
+    children: list[Child] = []
+
+    def make(function: str) -> Child:
+        children.append(Child(f"test_child:{function}", logger="of_child"))
+        return children[-1]
+
+    yield make
+    for child in children:
+        child.close()
+
+
+def died(child: Child) -> EngineError:
+    """The error of a child that dies. A thread, so that a parent which waits for ever fails the test and not the run."""
+    errors: list[EngineError] = []
+
+    def wait() -> None:
+        try:
+            child.receive()
+        except EngineError as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=wait, daemon=True)
+    thread.start()
+    thread.join(SOON)
+    assert errors, "the parent still waits for a dead child"
+    return errors[0]
+
+
+def test_answers_whatever_json_can_say(start: Callable[[str], Child]) -> None:
+    child = start("echo")
+    message = {"text": 'two\nlines, "quotes", ünïcödé, \ud83d alone', "numbers": [1, 0.5, None], "long": "x" * 200_000}
+    child.send(message)
+    assert child.receive() == {"heard": [message]}
+
+
+def test_a_busy_child_does_not_hold_up_its_parent(start: Callable[[str], Child]) -> None:
+    child = start("echo")
+    many = [{"at": at, "long": "x" * 10_000} for at in range(100)]  # far more than a pipe holds
+    child.send({"wait": 1.0})
+    for message in many:
+        child.send(message)
+    heard: list[dict[str, object]] = []
+    while len(heard) < 101:
+        heard += child.receive()["heard"]
+    assert heard[1:] == many
+
+
+def test_a_child_that_raises_tells_the_first_cause(start: Callable[[str], Child]) -> None:
+    error = died(start("fail"))
+    assert "exit code 1" in str(error) and "OSError: the disk is on fire" in str(error)
+    assert "\n" not in str(error)
+
+
+def test_a_child_that_exits_tells_its_last_words(start: Callable[[str], Child]) -> None:
+    assert "exit code 7: my last words" in str(died(start("leave")))
+
+
+def test_a_child_killed_in_the_middle_of_a_line(start: Callable[[str], Child]) -> None:
+    assert "killed by SIGKILL" in str(died(start("half_a_line")))
+
+
+@pytest.mark.parametrize(("how", "told"), [("raise", "ValueError: a worker is gone"), ("kill", "killed by SIGKILL")])
+def test_a_grandchild_that_holds_the_pipes_neither_hides_a_death_nor_survives(
+    start: Callable[[str], Child], how: str, told: str
+) -> None:
+    child = start("family")
+    pids = child.receive()
+    child.send(how)
+    assert told in str(died(child))
+    assert gone(pids)
+
+
+def test_close_leaves_nothing_and_may_be_repeated(start: Callable[[str], Child]) -> None:
+    child = start("family")
+    pids = child.receive()
+    child.close()
+    assert gone(pids)
+    child.close()
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+def test_nothing_outlives_the_parent(how: signal.Signals) -> None:
+    code = "from dpo_data.child import Child; c = Child('test_child:family', 'x'); print(*c.receive(), flush=True); c.receive()"
+    parent = subprocess.Popen(
+        [sys.executable, "-c", code],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        env={**os.environ, "PYTHONPATH": f"{HERE}{os.pathsep}{HERE.parent}"},
+    )
+    assert parent.stdout is not None
+    pids = [int(pid) for pid in parent.stdout.readline().split()]
+    assert len(pids) == 2 and all(psutil.pid_exists(pid) for pid in pids)
+    parent.send_signal(how)
+    parent.wait(SOON)
+    assert gone(pids)
+
+
+def test_what_a_child_prints_goes_to_the_logger(start: Callable[[str], Child], caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, logger="of_child")
+    child = start("talk")
+    assert child.receive() == "said"
+    child.close()
+    assert [line.message for line in caplog.records] == ["to stdout", "to stderr", "not UTF-8: \ufffd"]
+    assert {line.name for line in caplog.records} == {"of_child"}
