@@ -7,12 +7,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import settings
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["DO_NOT_TRACK"] = "1"
 os.environ["PREFECT_SERVER_ANALYTICS_ENABLED"] = "false"
 
 from dpo_data.config import Recipe, parse
+
+settings.register_profile("shared machine", deadline=None, max_examples=60)  # what is slow there is the neighbours
+settings.load_profile("shared machine")
 
 
 @pytest.fixture(scope="session")

@@ -1,0 +1,147 @@
+"""Rows survive the way to Parquet and back, and ids depend on content alone."""
+
+import math
+from typing import Any
+
+import pyarrow as pa
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dpo_data import rows
+from dpo_data.rows import (
+    Completion,
+    DroppedPair,
+    DroppedPrompt,
+    PreferencePair,
+    Ranking,
+    Sample,
+    batched,
+    completion_ids,
+    content_id,
+    from_table,
+    in_share,
+    prompt_id,
+    request_seed,
+    to_table,
+)
+
+text = st.text(max_size=20)
+number = st.floats(allow_nan=False)
+messages = st.lists(st.fixed_dictionaries({"role": text, "content": text}), max_size=3)
+completion = st.builds(
+    Completion,
+    text,
+    st.integers(0, 2**31 - 1),
+    text,
+    st.none() | text,
+    st.none() | st.integers(0, 2**31 - 1),
+    st.none() | number,
+    text,
+)
+pair = (text, messages, messages, messages, text, text, number, number, number, text, text, text)
+maybe = (text, messages, *(st.none() | one for one in pair[2:-1]), text, text, text)
+BUILDERS: dict[type, st.SearchStrategy[Any]] = {
+    DroppedPrompt: st.builds(DroppedPrompt, text, messages, text, text, text),
+    Sample: st.builds(Sample, text, messages, text, st.lists(completion, max_size=3), st.none() | text),
+    Ranking: st.builds(Ranking, text, text, st.lists(text, max_size=4), st.lists(st.none() | number), st.none() | text, text),
+    PreferencePair: st.builds(PreferencePair, *pair),
+    DroppedPair: st.builds(DroppedPair, *maybe),
+}
+
+
+def test_every_row_type_on_disk_is_tried() -> None:
+    assert BUILDERS.keys() == rows.SCHEMAS.keys()
+
+
+@pytest.mark.parametrize("kind", BUILDERS, ids=lambda kind: kind.__name__)
+def test_rows_survive_the_round_trip(kind: type) -> None:
+    @given(st.lists(BUILDERS[kind], max_size=4))
+    def check(made: list[Any]) -> None:
+        table = to_table(made, kind)
+        table.validate(full=True)
+        assert table.schema.equals(rows.SCHEMAS[kind])
+        assert list(from_table(table, kind)) == made
+
+    check()
+
+
+@pytest.mark.parametrize(
+    "said", ["naïve 👩‍👩‍👧‍👦 \U0010ffff", "\x00\x1f\u2028\ufeff", "e\u0301 is not é", "ab" * 10**6], ids=range(4)
+)
+def test_any_character_survives(said: str) -> None:
+    row = Ranking("p", "j", [said], [None], said, said)
+    assert list(from_table(to_table([row], Ranking), Ranking)) == [row]
+
+
+def test_half_of_a_surrogate_pair_is_refused_and_never_written() -> None:
+    with pytest.raises(UnicodeEncodeError, match="surrogates not allowed"):
+        to_table([Ranking("p", "j", [], [], None, "\ud83d")], Ranking)
+
+
+def test_a_number_that_does_not_fit_is_refused() -> None:
+    with pytest.raises(pa.ArrowInvalid):
+        to_table([Sample("p", [], "s", [Completion("c", 2**31, "", None, None, None, "m")], None)], Sample)
+
+
+def test_ids_never_change() -> None:
+    """These literals join rows of runs on people's disks: a change here orphans them."""
+    assert prompt_id([{"role": "user", "content": "Hello"}]) == "1bf0609a3f7873a6269fbca88ca9bff8"
+    assert completion_ids("p", "m", {"n": 2, "temperature": 0.8}, 2) == [
+        "446219394f2225759d805c72b5cadd1d",
+        "11c4984354eed0da9f16dedcdc3806fc",
+    ]
+    assert request_seed(0, "p") == 1949970263
+
+
+def test_a_prompt_is_its_roles_and_contents_in_their_order() -> None:
+    one, two = {"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}
+    ids = {prompt_id(turns) for turns in ([one], [two], [one, two], [two, one], [{"role": "user", "content": "ab"}])}
+    assert len(ids) == 5
+    assert prompt_id([one]) == prompt_id([{"content": "a", "role": "user", "name": "Ada"}])
+
+
+def test_a_completion_is_its_prompt_model_settings_and_index() -> None:
+    base = completion_ids("p", "m", {"temperature": 1.0, "seed": 0}, 3)
+    assert base == completion_ids("p", "m", {"seed": 0, "temperature": 1.0}, 3), "the order of settings means nothing"
+    assert base[:2] == completion_ids("p", "m", {"temperature": 1.0, "seed": 0}, 2), "an index is the same whatever comes after"
+    others = (("q", "m", {"temperature": 1.0, "seed": 0}), ("p", "n", {"temperature": 1.0, "seed": 0}))
+    for prompt, model, sampling in (*others, ("p", "m", {"temperature": 0.9, "seed": 0}), ("p", "m", {"temperature": 1.0})):
+        assert not set(base) & set(completion_ids(prompt, model, sampling, 3))
+
+
+@given(st.text(alphabet=st.characters(categories=["L", "Cs", "So"])))
+def test_any_text_has_an_id(said: str) -> None:
+    assert content_id(said) == content_id(said)
+    assert content_id(said) != content_id(f"{said}!")
+
+
+@given(st.lists(st.text(), min_size=1, unique=True), st.integers(), st.randoms())
+def test_a_seed_knows_no_position(ids: list[str], seed: int, chance: Any) -> None:
+    before = {one: request_seed(seed, content_id(one)) for one in ids}
+    chance.shuffle(ids)
+    assert before == {one: request_seed(seed, content_id(one)) for one in ids}
+    assert all(0 <= one < 2**31 for one in before.values())
+
+
+def test_other_seeds_give_other_seeds() -> None:
+    assert len({request_seed(seed, f"p{at}") for seed in range(30) for at in range(30)}) > 890
+
+
+@pytest.mark.parametrize("share", [0.0, 0.01, 0.1, 0.5, 0.99])
+def test_a_share_is_met_and_its_members_stay(share: float) -> None:
+    ids = [content_id(at) for at in range(20_000)]
+    inside = {one for one in ids if in_share(one, share, "salt")}
+    assert abs(len(inside) - share * len(ids)) <= 4 * math.sqrt(len(ids) * share * (1 - share))
+    assert inside <= {one for one in ids if in_share(one, min(share + 0.1, 1.0), "salt")}, "a larger share keeps the smaller"
+    if 0.1 <= share <= 0.5:
+        both = inside & {one for one in ids if in_share(one, share, "pepper")}
+        assert abs(len(both) / len(ids) - share * share) < 0.02, "another salt draws anew"
+
+
+@given(st.lists(st.integers()), st.integers(1, 9))
+def test_batches_keep_all_rows_in_order(given_rows: list[int], size: int) -> None:
+    batches = list(batched(given_rows, size))
+    assert [row for batch in batches for row in batch] == given_rows
+    assert all(len(batch) == size for batch in batches[:-1])
+    assert all(batches)
