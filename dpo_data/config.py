@@ -1,7 +1,8 @@
 """One TOML recipe becomes one frozen, extra-forbidding Recipe.
 
-`[sample]` names what nearly every run sets; any other sampling parameter of the engine goes into `[sample.params]` and any engine
-argument into `[sample.engine.args]`, by the engine's own names and passed on as they are. `[train.args]` likewise reaches TRL.
+`[sample]` names what nearly every run sets; any other sampling parameter of the engine goes into `[sample.params]` and any
+engine argument into `[sample.engine.args]`, by the engine's own names and passed on as they are. `[train.args]` likewise
+reaches TRL.
 """
 
 import difflib
@@ -77,8 +78,9 @@ class Lora(Settings):
 class Train(Settings):
     """DPO by TRL. What is not named here goes into `args`, TRL's own DPOConfig.
 
-    `model` is what is trained; without it, the model that sampled. `method`: a LoRA adapter, or all weights. `precision`: `auto` is bf16 on a GPU and fp32 on a CPU. `max_length`, in tokens
-    of prompt and answer together: None means as long as the longest pair; a longer pair is left out and counted, never cut.
+    `model` is what is trained; without it, the model that sampled. `method`: a LoRA adapter, or all weights. `precision`:
+    `auto` is bf16 on a GPU and fp32 on a CPU. `max_length`, in tokens of prompt and answer together: without it, what the model
+    can take; a longer pair is left out and counted, never cut.
     """
 
     model: str | None = None
@@ -132,7 +134,7 @@ class Recipe(Settings):
 
 
 def load(path: str | Path, changes: Iterable[str] = ()) -> Recipe:
-    """Read a recipe; `changes` are `key.key=value` with values in TOML. Raises RecipeError, naming the key and the nearest one."""
+    """Read a recipe; `changes` are `key.key=value`, values in TOML. Raises RecipeError, naming the key and the nearest one."""
     file = find(str(path))
     if not file.is_file():
         raise RecipeError(f"No recipe at {path}", "Name a .toml file; the shipped ones are flows/recipes/*.toml.")

@@ -15,8 +15,8 @@ from dpo_data.seams import Progress
 log = logging.getLogger(__name__)
 
 STAGES: dict[str, Any] = {"sample": sample, "rank": rank, "pair": pair, "train": train, "evaluate": evaluate}
-"""A stage is a module with three functions. The one of its own name, called with (recipe, run, progress), reads the folders of the
-stages before, fills its own and returns its manifest; `settings(recipe)` and `inputs(recipe, run)` say what decides the result."""
+"""A stage is a module with three functions. The one of its own name, called with (recipe, run, progress), reads the folders of
+the stages before, fills its own and returns its manifest; `settings(recipe)` and `inputs(recipe, run)` say what decides it."""
 
 
 def stages_of(recipe: Recipe) -> list[str]:

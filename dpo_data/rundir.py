@@ -316,7 +316,8 @@ def _read_json(path: Path) -> dict[str, Any] | None:
 
 
 def _as_json(value: Mapping[str, Any]) -> dict[str, Any]:
-    return json.loads(json.dumps(value, ensure_ascii=False, default=str))
+    plain: dict[str, Any] = json.loads(json.dumps(value, ensure_ascii=False, default=str))
+    return plain
 
 
 def _difference(found: Any, wanted: Any, where: str = "") -> str:

@@ -1,6 +1,6 @@
 """A judge's prompt: a Markdown file with `{{ variables }}`, rendered in a sandbox that knows no other code.
 
-A template names its variables; one that it names and does not get is an error when the judge is built, not a hole in the prompt.
+A template names its variables; one that it names and does not get is an error when the judge is built, not a hole in a prompt.
 """
 
 import hashlib
@@ -10,6 +10,7 @@ from functools import cached_property
 from typing import Any
 
 from jinja2 import StrictUndefined, TemplateSyntaxError, meta
+from jinja2 import Template as Jinja
 from jinja2.sandbox import SandboxedEnvironment
 
 from dpo_data.errors import TemplateError
@@ -36,7 +37,7 @@ class Template:
         return self._compiled.render(variables).strip()
 
     @cached_property
-    def _compiled(self) -> Any:
+    def _compiled(self) -> Jinja:
         return _ENVIRONMENT.from_string(self.text)
 
 

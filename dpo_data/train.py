@@ -16,7 +16,7 @@ log = logging.getLogger(__name__)
 
 
 def train(recipe: Recipe, run: RunDir, progress: Progress) -> dict[str, Any]:
-    """Train on `3-pair/train.parquet` into `5-train/model`; a checkpoint that is there is gone on from. Returns the manifest."""
+    """Train on `3-pair/train.parquet` into `5-train/model`, on from the last whole checkpoint. Returns the manifest."""
     assert recipe.train is not None
     pairs = run.stage("pair")
     pairs.require()

@@ -1,7 +1,7 @@
 """A deterministic engine without a model: for trying a recipe in a second, and for tests.
 
-An answer is some words of the last message, picked by a hash of the request's seed. Where a JSON schema is asked for, it answers
-with a document that meets it, deterministic too, and blind to what it was asked.
+An answer is some words of the last message, picked by a hash of the request's seed. Where a JSON schema is asked for, it
+answers with a document that meets it, deterministic too, and blind to what it was asked.
 """
 
 import hashlib

@@ -106,7 +106,7 @@ def _defaults() -> dict[str, Any]:
         "structured_outputs_config": {"backend": "xgrammar", "disable_any_whitespace": True},
     }
     if current_platform.is_cpu():
-        # vLLM's CPU build fails on a seeded request whose prefill is split over two steps ("CPU Generator does not use offset").
+        # The CPU build fails on a seeded request whose prefill is split over two steps ("CPU Generator does not use offset").
         args |= {"enforce_eager": True, "enable_chunked_prefill": False, "kv_cache_memory_bytes": 2**30}
     return args
 

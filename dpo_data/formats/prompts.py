@@ -1,4 +1,4 @@
-"""Read prompts: jsonl, json, csv, txt (a prompt a line) and parquet; as `prompt`, `messages`, or Alpaca's `instruction` + `input`."""
+"""Read prompts: jsonl, json, csv, txt (a prompt a line), parquet; as `prompt`, `messages` or Alpaca's `instruction` + `input`."""
 
 import csv
 import json
@@ -16,7 +16,7 @@ Record = tuple[str, dict[str, Any]]
 
 
 def is_held_out(prompt: Prompt, holdout: float, seed: int) -> bool:
-    """Whether a prompt is kept from sampling and training, for evaluation: a share `holdout` (0–1) of all, decided by its id."""
+    """Whether a prompt is kept from sampling and training, for evaluation: a share `holdout` (0–1), decided by its id."""
     return in_share(prompt.prompt_id, holdout, f"holdout:{seed}")
 
 

