@@ -9,7 +9,7 @@ import difflib
 import tomllib
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import Field, ValidationError
 
@@ -139,7 +139,7 @@ def load(path: str | Path, changes: Iterable[str] = ()) -> Recipe:
     if not file.is_file():
         raise RecipeError(f"No recipe at {path}", "Name a .toml file; the shipped ones are flows/recipes/*.toml.")
     try:
-        table = tomllib.loads(file.read_text(encoding="utf-8"))
+        table = tomllib.loads(file.read_text(encoding="utf-8-sig"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise RecipeError(f"{path} is not TOML: {error}", "Mend that line.") from None
     for change in changes:
@@ -173,44 +173,49 @@ def _apply(table: dict[str, Any], change: str) -> None:
     *path, last = key.strip().split(".")
     for part in path:
         table = table.setdefault(part, {})
+        if not isinstance(table, dict):
+            raise RecipeError(f"--set {change!r} goes into {part!r}, which is no table but {table!r}", "Mend the key.")
     table[last] = value
 
 
 def _explain(error: ValidationError, where: str) -> tuple[str, str]:
     """The gravest line of a validation error, an unknown key before all others, and its remedy."""
-    errors = sorted(error.errors(), key=lambda e: e["type"] != "extra_forbidden")
-    first = errors[0]
-    path = [str(part) for part in first["loc"] if not _is_union_tag(part, first["loc"])]
-    key = ".".join(path)
-    if first["type"] == "extra_forbidden":
-        near = difflib.get_close_matches(path[-1], _known(path[:-1], first["loc"]), 1, cutoff=0.5)
-        return f"Unknown key {key!r} in {where}", f"Did you mean {near[0]!r}?" if near else _known_keys(path, first["loc"])
-    if first["type"] == "missing":
-        return f"{where} lacks {key!r}", "Add it."
+    first = min(error.errors(), key=lambda e: e["type"] != "extra_forbidden")
+    path, known = _place(first["loc"])
+    key, context = ".".join(path), first.get("ctx", {})
+    match first["type"]:
+        case "extra_forbidden":
+            near = difflib.get_close_matches(path[-1], known, 1, cutoff=0.5)
+            remedy = f"Did you mean {near[0]!r}?" if near else f"Known there: {', '.join(known)}."
+            return f"Unknown key {key!r} in {where}", remedy
+        case "missing":
+            return f"{where} lacks {key!r}", "Add it."
+        case "union_tag_not_found":
+            return f"{where} lacks '{key}.type'", "Add it."
+        case "union_tag_invalid":
+            return f"'{key}.type' in {where} is {context['tag']!r}", f"Use one of {context['expected_tags']}."
     return f"{key!r} in {where} is {first['input']!r}: {first['msg']}", "Mend it."
 
 
-def _is_union_tag(part: Any, loc: tuple[Any, ...]) -> bool:
-    at = loc.index(part)
-    return at > 0 and loc[at - 1] in ("engine", "judge")
+def _place(loc: tuple[Any, ...]) -> tuple[list[str], list[str]]:
+    """Where a validation error is, as keys of the recipe; and the keys that are known in the table that holds it."""
+    path: list[str] = []
+    holder: Any = Recipe
+    tables = [holder]
+    for part in loc:
+        if len(tables) > 1:  # of a union, pydantic names the table that `type` picked
+            tables = [table for table in tables if table.model_fields["type"].default == part]
+            continue
+        path.append(str(part))
+        if tables:
+            holder = tables[0]
+            field = holder.model_fields.get(part)
+            tables = _tables(field.annotation) if field else []
+    return path, list(holder.model_fields)
 
 
-def _known(path: list[str], loc: tuple[Any, ...]) -> list[str]:
-    """The keys of the table at `path`, through unions by their `type`."""
-    model: Any = Recipe
-    for part in loc[:-1]:
-        model = _step(model, part)
-    return list(model.model_fields)
-
-
-def _step(model: Any, part: Any) -> Any:
-    if isinstance(model, list):
-        return next(option for option in model if option.model_fields["type"].default == part)
-    kind = model.model_fields[part].annotation
-    options = [o for o in getattr(kind, "__args__", (kind,)) if isinstance(o, type) and issubclass(o, Settings)]
-    tagged = [o for o in options if "type" in o.model_fields]
-    return tagged if tagged else options[0]
-
-
-def _known_keys(path: list[str], loc: tuple[Any, ...]) -> str:
-    return f"Known there: {', '.join(_known(path[:-1], loc))}."
+def _tables(kind: Any) -> list[Any]:
+    """The tables that a key of this type may hold."""
+    if isinstance(kind, type) and issubclass(kind, Settings):
+        return [kind]
+    return [table for part in get_args(kind) for table in _tables(part)]
