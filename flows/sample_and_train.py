@@ -5,13 +5,16 @@ attempts, and a retry, or a new flow run on the same directory, goes on from the
 """
 
 import argparse
+import atexit
 import logging
 import os
+import socket
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
+from pathlib import Path
 from typing import Any, cast
 from uuid import UUID
 
@@ -19,6 +22,7 @@ os.environ.setdefault("DO_NOT_TRACK", "1")
 os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
 
 import httpx
+import uvicorn
 from prefect import Task, flow, runtime, task
 from prefect.artifacts import (
     create_markdown_artifact,
@@ -29,11 +33,13 @@ from prefect.artifacts import (
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State, TaskRun
 from prefect.logging.handlers import APILogHandler
+from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from dpo_data import errors, pipeline
+from dpo_data.child import Child, Parent
 from dpo_data.config import Recipe, load
 from dpo_data.progress import bars
-from dpo_data.report import last_words, report
+from dpo_data.report import LABELS, last_words, report
 from dpo_data.rundir import RunDir
 from dpo_data.seams import Progress
 
@@ -130,7 +136,8 @@ class _Artifacts:
 
 def _show(report: dict[str, Any], words: str, run: RunDir) -> None:
     """The funnel as a table, and the report's headline with the way to report.html."""
-    create_table_artifact(report["funnel"], "funnel", "What became of the prompts")
+    funnel = [{"step": LABELS.get(step["name"], step["name"]), "prompts": step["count"]} for step in report["funnel"]]
+    create_table_artifact(funnel, "funnel", "What became of the prompts")
     page = (run.path / "report.html").resolve()
     create_markdown_artifact(f"```\n{words}\n```\n\n[{page}]({page.as_uri()})", "report", "The report")
 
@@ -169,9 +176,10 @@ def main(argv: list[str] | None = None) -> int:
     given = parser.parse_args(argv)
     _quieten()
     try:
-        with bars() as progress:
+        recipe = load(given.recipe, given.set)
+        with _server(), bars() as progress:
             TERMINAL.set(progress)
-            words = sample_and_train(load(given.recipe, given.set), given.run)
+            words = sample_and_train(recipe, given.run)
         print(words)
     except errors.DpoDataError as error:
         print(f"sample-and-train: error: {error}", file=sys.stderr)
@@ -181,6 +189,38 @@ def main(argv: list[str] | None = None) -> int:
         print(f"\nsample-and-train: stopped. What is finished is kept; go on with `{again}`", file=sys.stderr)
         return 130
     return 0
+
+
+@contextmanager
+def _server() -> Iterator[None]:
+    """A temporary Prefect server where PREFECT_API_URL names none.
+
+    Prefect's own would end by the same Ctrl-C as this process, which then asks a dead server for minutes; and it outlives a
+    kill -9. A Child does neither. It is closed at exit, after Prefect's threads have sent their last logs.
+    """
+    if PREFECT_API_URL.value():
+        yield
+        return
+    paths = [str(Path(__file__).parent), *filter(None, [os.environ.get("PYTHONPATH")])]
+    env = {"PYTHONPATH": os.pathsep.join(paths), "PREFECT_UI_ENABLED": "0", "PREFECT__SERVER_EPHEMERAL": "1"}
+    child = Child("sample_and_train:serve", "prefect.temporary_server", env)
+    atexit.register(child.close)
+    with temporary_settings({PREFECT_API_URL: f"http://127.0.0.1:{child.receive()}/api"}):
+        yield
+
+
+def serve(parent: Parent) -> None:
+    """Prefect's server on any free port of this machine, which the parent is told as soon as it answers."""
+
+    class Server(uvicorn.Server):
+        async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+            await super().startup(sockets)
+            if self.started:
+                parent.send(listener.getsockname()[1])
+
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        Server(uvicorn.Config("prefect.server.api.server:create_app", factory=True, log_level="error")).run([listener])
 
 
 def _quieten() -> None:

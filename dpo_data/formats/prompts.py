@@ -1,4 +1,4 @@
-"""Read prompts: jsonl, json, csv, txt (a prompt a line), parquet; as `prompt`, `messages` or Alpaca's `instruction` + `input`."""
+"""Read prompts: jsonl, json, csv, txt (a prompt a line), parquet; as `prompt`, `messages` or Alpaca's `instruction`, `input`."""
 
 import csv
 import json
@@ -13,6 +13,10 @@ from dpo_data.share import find
 
 Record = tuple[str, dict[str, Any]]
 """Where a record stands (`line 3`, `row 3`), and its columns."""
+
+
+UTF8 = "utf-8-sig"
+"""UTF-8, with or without the byte order mark that Windows programs put first."""
 
 
 def is_held_out(prompt: Prompt, holdout: float, seed: int) -> bool:
@@ -36,18 +40,20 @@ def read_prompts(path: str, limit: int | None = None) -> Iterator[Prompt]:
                 prompt_id(messages), messages, source if isinstance(source, str) else f"{file.name}:{where.split()[1]}"
             )
     except UnicodeDecodeError as error:
-        raise InputError(f"{path} is not UTF-8: {error.reason} at byte {error.start}", "Save it as UTF-8.") from None
+        raise InputError(f"{path}, line {_undecodable(file)} is not UTF-8: {error.reason}", "Save it as UTF-8.") from None
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror}", "Mend its permissions or its disk.") from None
 
 
 def _jsonl(file: Path) -> Iterator[Record]:
-    with file.open(encoding="utf-8") as lines:
+    with file.open(encoding=UTF8) as lines:
         for number, line in enumerate(lines, 1):
             if line.strip():
                 yield f"line {number}", _record(_parsed(line, f"{file}, line {number}"), f"{file}, line {number}")
 
 
 def _json(file: Path) -> Iterator[Record]:
-    table = _parsed(file.read_text(encoding="utf-8"), str(file))
+    table = _parsed(file.read_text(encoding=UTF8), str(file))
     if not isinstance(table, list):
         raise InputError(f"{file} holds one {type(table).__name__}, not a list of records", "Make it a JSON list.")
     for number, record in enumerate(table, 1):
@@ -55,14 +61,22 @@ def _json(file: Path) -> Iterator[Record]:
 
 
 def _csv(file: Path) -> Iterator[Record]:
-    with file.open(encoding="utf-8", newline="") as lines:
+    with file.open(encoding=UTF8, newline="") as lines:
+        csv.field_size_limit(2**31 - 1)
         reader = csv.DictReader(lines)
-        for record in reader:
-            yield f"line {reader.line_num}", record
+        try:
+            for record in reader:
+                if None in record:
+                    raise InputError(
+                        f"{file}, line {reader.line_num} has more fields than the header", 'Quote a text with commas: "a, b".'
+                    )
+                yield f"line {reader.line_num}", record
+        except csv.Error as error:
+            raise InputError(f"{file}, line {reader.line_num} is not CSV: {error}", "Mend or remove it.") from None
 
 
 def _txt(file: Path) -> Iterator[Record]:
-    with file.open(encoding="utf-8") as lines:
+    with file.open(encoding=UTF8) as lines:
         for number, line in enumerate(lines, 1):
             if line.strip():
                 yield f"line {number}", {"prompt": line.rstrip("\n")}
@@ -72,15 +86,15 @@ def _parquet(file: Path) -> Iterator[Record]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
+    number = 0
     try:
         with pq.ParquetFile(file) as table:
-            number = 0
             for batch in table.iter_batches(batch_size=1024):
                 for record in batch.to_pylist():
                     number += 1
                     yield f"row {number}", record
-    except pa.ArrowInvalid as error:
-        raise InputError(f"{file} is not a whole Parquet file: {error}", "Write it again.") from None
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{file} is not a whole Parquet file, after row {number}: {error}", "Write it again.") from None
 
 
 READERS: dict[str, Callable[[Path], Iterator[Record]]] = {
@@ -94,9 +108,25 @@ READERS: dict[str, Callable[[Path], Iterator[Record]]] = {
 
 def _parsed(text: str, where: str) -> Any:
     try:
-        return json.loads(text)
-    except ValueError as error:
+        value = json.loads(text)
+        if "\\u" in text:  # an escape may be half of a surrogate pair, which is no character: encoding finds it
+            json.dumps(value, ensure_ascii=False).encode()
+        return value
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{where} is not JSON: {error}", "Mend or remove it.") from None
+
+
+def _undecodable(file: Path) -> int:
+    """The number of the first line that is not UTF-8."""
+    number = 0
+    with file.open("rb") as lines:
+        for line in lines:
+            number += 1
+            try:
+                line.decode()
+            except UnicodeDecodeError:
+                break
+    return number
 
 
 def _record(value: Any, where: str) -> dict[str, Any]:
@@ -112,14 +142,17 @@ def _messages(record: dict[str, Any], where: str) -> list[Message]:
             messages = [_turn(turn, where) for turn in turns]
         case {"prompt": str(text)} if text.strip():
             messages = [{"role": "user", "content": text}]
-        case {"instruction": str(text)} if text.strip():
-            given = record.get("input") or ""
-            messages = [{"role": "user", "content": f"{text}\n\n{given}" if given.strip() else text}]
+        case {"instruction": str(text), "input": str(given)} if text.strip() and given.strip():
+            messages = [{"role": "user", "content": f"{text}\n\n{given}"}]
+        case {"instruction": str(text)} if text.strip() and not str(record.get("input") or "").strip():
+            messages = [{"role": "user", "content": text}]
         case _:
             raise InputError(
                 f"{where}: no prompt in the columns {', '.join(map(str, record)) or '(none)'}",
                 "Give `prompt` (text or messages), `messages`, or `instruction` with an optional `input`; none may be empty.",
             )
+    if not messages[-1]["content"].strip():
+        raise InputError(f"{where}: the last turn is empty", "Give it a text, or remove the record.")
     if messages[-1]["role"] != "user":
         raise InputError(f"{where}: the last turn is the {messages[-1]['role']}'s", "End each prompt with a user's turn.")
     return messages

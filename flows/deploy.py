@@ -1,0 +1,147 @@
+"""What `dpo-data deploy` runs: a Prefect server where none answers, the deployments of prefect.yaml, a worker until Ctrl-C."""
+
+import argparse
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+os.environ.setdefault("DO_NOT_TRACK", "1")
+os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
+
+import httpx
+import yaml
+from prefect.settings import PREFECT_API_URL, PREFECT_HOME
+
+from dpo_data.errors import DpoDataError
+from dpo_data.share import SHIPPED
+
+POOL = "dpo-data"
+LOOPBACK = ("127.0.0.1", "localhost")
+PREFECT = [sys.executable, "-m", "prefect", "--no-prompt"]
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Serve until Ctrl-C or SIGTERM. Returns the exit code: 130 when stopped, an error's own otherwise."""
+    parser = argparse.ArgumentParser(prog="dpo-data deploy", description=__doc__)
+    parser.add_argument("--port", type=int, help="the port on 127.0.0.1 (default: PREFECT_API_URL, or else 4200)")
+    given = parser.parse_args(argv)
+    url = f"http://127.0.0.1:{given.port or 4200}/api" if given.port else PREFECT_API_URL.value() or "http://127.0.0.1:4200/api"
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, _interrupt)
+    try:
+        return _serve(url)
+    except DpoDataError as error:
+        print(f"dpo-data deploy: error: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("\ndpo-data deploy: stopped. Schedules and finished work are kept; go on with `dpo-data deploy`", file=sys.stderr)
+        return 130
+
+
+def deployments(folder: Path = SHIPPED) -> dict[str, Any]:
+    """prefect.yaml with absolute entrypoints, so that it can be deployed from any folder, an installed package included."""
+    table: dict[str, Any] = yaml.safe_load((folder / "prefect.yaml").read_text(encoding="utf-8"))
+    for one in table["deployments"]:
+        one["entrypoint"] = str(folder / one["entrypoint"])
+    return table
+
+
+def _serve(url: str) -> int:
+    os.environ["PREFECT_API_URL"] = url
+    with nullcontext() if _get(url, "/health") else _server(url):
+        if not _get(url, f"/work_pools/{POOL}"):
+            _prefect("work-pool", "create", POOL, "--type", "process")
+        _deploy(url)
+        with _process([*PREFECT, "worker", "start", "--pool", POOL, "--type", "process"]) as worker:
+            print(f"Prefect: {url.removesuffix('/api')}", "Run now: prefect deployment run sample-and-train/nightly", sep="\n")
+            print(f"  (in another terminal: export PREFECT_API_URL={url})", "Ctrl-C ends it.", sep="\n", flush=True)
+            code = worker.wait()
+    raise DpoDataError(f"The worker ended with exit code {code}", "Its reason stands above.")
+
+
+def _deploy(url: str) -> None:
+    """All deployments of prefect.yaml. Prefect skips a file that it does not understand and calls it success, so look."""
+    table = deployments()
+    with tempfile.NamedTemporaryFile("w", suffix=".yaml") as file:
+        yaml.safe_dump(table, file)
+        file.flush()
+        said = _prefect("deploy", "--all", "--prefect-file", file.name)
+    for one in table["deployments"]:
+        if not _get(url, f"/deployments/name/sample-and-train/{one['name']}"):
+            raise DpoDataError(f"The deployment {one['name']!r} is not on the server: {said}", "Mend prefect.yaml.")
+
+
+@contextmanager
+def _server(url: str) -> Iterator[None]:
+    """A Prefect server for as long as the block runs, on this machine only."""
+    host, port = urlsplit(url).hostname, urlsplit(url).port
+    if host not in LOOPBACK:
+        raise DpoDataError(
+            f"No Prefect server answers at {url}", "Start it, or unset PREFECT_API_URL to have one started here."
+        )
+    os.environ["PREFECT_SERVER_UI_API_URL"] = url
+    log = PREFECT_HOME.value() / "dpo-data-server.log"
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("w") as out:
+        command = [*PREFECT, "server", "start", "--host", "127.0.0.1", "--port", str(port), "--log-level", "WARNING"]
+        with _process(command, stdout=out, stderr=out) as server:
+            while not _get(url, "/health"):
+                if server.poll() is not None:
+                    raise DpoDataError(f"The Prefect server ended: {_last_line(log.read_text())}", f"Its whole log is {log}.")
+                time.sleep(0.2)
+            yield
+
+
+@contextmanager
+def _process(command: list[str], **options: Any) -> Iterator[subprocess.Popen[bytes]]:
+    """A child that ends with the block, and all that it started with it.
+
+    Its own process group keeps the terminal's Ctrl-C from it: the worker has to end before its server does.
+    """
+    process = subprocess.Popen(command, stdin=subprocess.DEVNULL, process_group=0, **options)
+    try:
+        yield process
+    finally:
+        process.terminate()
+        try:
+            process.wait(timeout=10)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+def _prefect(*arguments: str) -> str:
+    """Run one Prefect command. Returns the last line that it said; raises DpoDataError with it."""
+    done = subprocess.run([*PREFECT, *arguments], capture_output=True, text=True, stdin=subprocess.DEVNULL)
+    said = _last_line(done.stdout + done.stderr)
+    if done.returncode:
+        raise DpoDataError(f"`prefect {' '.join(arguments)}` failed: {said}", "Mend the cause and run `dpo-data deploy` again.")
+    return said
+
+
+def _get(url: str, path: str) -> bool:
+    """Whether the server answers this with success."""
+    try:
+        return httpx.get(url + path, timeout=5).is_success
+    except httpx.TransportError:
+        return False
+
+
+def _last_line(text: str) -> str:
+    return next((line.strip() for line in reversed(text.splitlines()) if line.strip()), "no word")
+
+
+def _interrupt(number: int, frame: Any) -> None:
+    raise KeyboardInterrupt
+
+
+if __name__ == "__main__":
+    sys.exit(main())
