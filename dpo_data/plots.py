@@ -1,5 +1,6 @@
 """Plots of a report: panels as SVG that takes its colours and its font from the page, and curves.png to send around."""
 
+import math
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -8,7 +9,7 @@ from typing import Any
 
 from dpo_data.report_schema import Histogram
 
-INK, MUTED, ACCENT = "#1b1b1f", "#8b8b94", "#0b7a75"
+INK, MUTED, ACCENT = "#1b1b1f", "#66666f", "#0b7a75"
 """The light page's colours. In an SVG each becomes the page's own variable, so a plot is legible on a dark page too."""
 VARIABLES = {INK: "var(--ink)", MUTED: "var(--muted)", ACCENT: "var(--accent)"}
 
@@ -84,7 +85,7 @@ def lengths_svg(chosen: list[float], rejected: list[float], label: str) -> str:
                 shares[min(len(shares) - 1, int((value - low) // step))] += 1 / len(values)
             axes.stairs(shares, edges, fill=True, color=colour, alpha=fill, linewidth=0)
             axes.stairs(shares, edges, color=colour, linewidth=1.6, label=name)
-        axes.legend(frameon=False, labelcolor=INK)
+        axes.legend(frameon=False, labelcolor=INK, loc="upper right", reverse=True)
         _shares_on_y(axes)
 
     return _svg(draw, label)
@@ -99,20 +100,22 @@ def _shares_on_y(axes: Any) -> None:
 def _curve(history: History, title: str) -> Draw:
     def draw(axes: Any) -> None:
         for metric, label, colour, style in PANELS[title]:
-            points = [(entry["step"], entry[metric]) for entry in history if metric in entry]
-            alone = dict(marker="o", markersize=3) if len(points) == 1 else {}
-            axes.plot([x for x, _ in points], [y for _, y in points], style, color=colour, linewidth=1.6, label=label, **alone)
-            held_out = [(entry["step"], entry[f"eval_{metric}"]) for entry in history if f"eval_{metric}" in entry]
-            axes.plot(
-                [x for x, _ in held_out], [y for _, y in held_out], "o", color=colour, markerfacecolor="none", markersize=6
-            )
+            steps, values = _points(history, metric)
+            axes.plot(steps, values, style, color=colour, linewidth=1.6, label=label, marker="." if len(steps) == 1 else None)
+            axes.plot(*_points(history, f"eval_{metric}"), "o", color=colour, markerfacecolor="none", markersize=6)
         if title == "accuracy":
             axes.set_ylim(0, 1.04)
             _shares_on_y(axes)
         if len(PANELS[title]) > 1:
-            axes.legend(frameon=False, labelcolor=INK)
+            axes.legend(frameon=False, labelcolor=INK, loc="upper left" if title == "rewards" else "lower left")
 
     return draw
+
+
+def _points(history: History, metric: str) -> tuple[list[int], list[float]]:
+    """Steps and values of a metric; NaN, which leaves a gap, for infinity too."""
+    found = [(entry["step"], entry[metric]) for entry in history if metric in entry]
+    return [step for step, _ in found], [value if math.isfinite(value) else math.nan for _, value in found]
 
 
 def _svg(draw: Draw, label: str) -> str:

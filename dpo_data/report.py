@@ -1,6 +1,7 @@
 """A run's report: report.json for programs, report.html for people, and the last words of a command."""
 
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -33,7 +34,7 @@ def report(recipe: Recipe, run: RunDir) -> dict[str, Any]:
 def render(report: dict[str, Any], plots: Mapping[str, str], recipe: str) -> str:
     """report.html: one page that loads nothing. `plots` are SVG by name; all other text is escaped."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
-    from markupsafe import Markup
+    from markupsafe import Markup, escape
 
     page = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
@@ -42,7 +43,8 @@ def render(report: dict[str, Any], plots: Mapping[str, str], recipe: str) -> str
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    page.filters.update(percent=percent, duration=duration, number=number)
+    page.filters.update(percent=lambda share: percent(share).replace(" ", "\u00a0"), duration=duration, number=number)
+    page.filters.update(breakable=lambda text: Markup(re.sub(r"([:./_])(?=\w)", r"\1<wbr>", str(escape(text)))))
     shown = {name: Markup(svg) for name, svg in plots.items()}
     return page.get_template("report.html.j2").render(
         report=report, plots=shown, recipe=recipe, headline=headlines(report)[:1], labels=LABELS
@@ -51,9 +53,11 @@ def render(report: dict[str, Any], plots: Mapping[str, str], recipe: str) -> str
 
 def last_words(report: dict[str, Any], run: RunDir) -> str:
     """What a command prints at its end: a few aligned lines."""
-    rows = [(name, f"{percent(before)} → {percent(after)}") for name, before, after in headlines(report)]
+    changes = [(name, percent(before), percent(after)) for name, before, after in headlines(report)]
     if sides := report["evaluate"]:
-        rows.append(("words an answer", f"{sides['base']['words']:.1f} → {sides['trained']['words']:.1f}"))
+        changes.append(("words an answer", f"{sides['base']['words']:.1f}", f"{sides['trained']['words']:.1f}"))
+    left, right = (max((len(change[at]) for change in changes), default=0) for at in (1, 2))
+    rows = [(name, f"{before:>{left}} → {after:>{right}}") for name, before, after in changes]
     if made := report["pairs"]:
         rows.append(("pairs", f"{made['train']:,} train, {made['test']:,} test"))
         dropped = ", ".join(f"{count:,} {name}" for name, count in made["dropped"].items())
@@ -114,7 +118,7 @@ def number(value: float | None) -> str:
     """A number to four figures; None is what was not finite."""
     if value is None:
         return "not finite"
-    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
+    return (f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}").replace("-", "−")
 
 
 def _gather(recipe: Recipe, run: RunDir, manifests: dict[str, dict[str, Any]]) -> tuple[schema.Report, dict[str, str]]:

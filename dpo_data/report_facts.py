@@ -33,6 +33,11 @@ class Thinned(Generic[Value]):
             self.values.append(value)
         self.count += 1
 
+    def few(self, most: int) -> list[Value]:
+        """At most `most` of the sample, evenly spaced too."""
+        count = len(self.values)
+        return [self.values[at * count // most] for at in range(most)] if count > most else self.values
+
 
 class Numbers(Thinned[float]):
     """A stream of numbers: count, mean and extremes exactly, quantiles and histogram from at most 20,000 of them."""
@@ -52,10 +57,12 @@ class Numbers(Thinned[float]):
         mean = self.total / self.count
         return schema.Spread(count=self.count, mean=mean, least=self.least, p10=p10, median=median, p90=p90, most=self.most)
 
-    def histogram(self, bins: int = 20) -> schema.Histogram:
-        width = (self.most - self.least) / bins or 1.0
-        found = Counter(min(bins - 1, int((value - self.least) / width)) for value in self.values)
-        edges = [self.least + at * width for at in range(bins + 1)]
+    def histogram(self, bins: int = 21) -> schema.Histogram:
+        """Bins of equal width; the least and the greatest value are in the middle of theirs."""
+        width = (self.most - self.least) / (bins - 1) or 1.0
+        low = self.least - width / 2
+        found = Counter(min(bins - 1, int((value - low) / width)) for value in self.values)
+        edges = [low + at * width for at in range(bins + 1)]
         return schema.Histogram(edges=edges, shares=[found[at] / len(self.values) for at in range(bins)])
 
 
@@ -124,12 +131,12 @@ def funnel(run: RunDir) -> list[schema.Step]:
 def check(steps: list[schema.Step], where: str) -> None:
     """Raises DpoDataError unless each `left` is the one before less every `out` between, and the parts sum to the last one."""
     remaining: int | None = None
-    for kind, group in groupby(steps, lambda step: step.kind):
+    for (kind, _), group in groupby(steps, lambda step: (step.kind, step.name if step.kind == "left" else "")):
         of_kind = list(group)
         total = sum(step.count for step in of_kind)
         if kind == "out":
             remaining = (remaining or 0) - total
-        elif remaining is not None and remaining != total:
+        elif remaining is not None and (remaining != total or total < 0):
             raise _mismatch(where, f"{remaining} prompts should be {' + '.join(s.name for s in of_kind)}, and {total} are")
         else:
             remaining = total
@@ -138,15 +145,15 @@ def check(steps: list[schema.Step], where: str) -> None:
 def pairs(run: RunDir) -> tuple[Lengths, Lengths, Numbers, list[schema.PairExample]]:
     """Of all pairs: lengths in words, in tokens, the margins; and a few of them."""
     words, tokens, margins = Lengths(), Lengths(), Numbers()
-    few: Thinned[PreferencePair] = Thinned(6)
+    sample: Thinned[PreferencePair] = Thinned(16)
     for pair, counts in _with_tokens(run):
         words.add(len(pair.chosen[-1]["content"].split()), len(pair.rejected[-1]["content"].split()))
         margins.add(pair.margin)
-        few.add(pair)
+        sample.add(pair)
         chosen, rejected = counts.get(pair.chosen_id), counts.get(pair.rejected_id)
         if chosen is not None and rejected is not None:
             tokens.add(chosen, rejected)
-    return words, tokens, margins, [_pair_example(pair) for pair in few.values]
+    return words, tokens, margins, [_pair_example(pair) for pair in sample.few(6)]
 
 
 def scores(run: RunDir) -> tuple[Numbers, int, float]:
@@ -178,13 +185,14 @@ def comparisons(run: RunDir) -> schema.Comparisons | None:
 def answers(run: RunDir) -> list[schema.EvaluateExample]:
     """A few held-out prompts with the first answer of either model."""
     stage = run.stage("evaluate")
-    few: Thinned[tuple[Sample, Sample]] = Thinned(8)
+    both: Thinned[tuple[Sample, Sample]] = Thinned(16)
     for base, trained in zip(stage.rows(Sample, "base.parquet"), stage.rows(Sample, "trained.parquet"), strict=True):
         if base.prompt_id != trained.prompt_id:
             raise _mismatch(str(stage.path), "base.parquet and trained.parquet answer different prompts")
         if base.completions and trained.completions:
-            few.add((base, trained))
-    picked = {base.prompt_id for base, _ in few.values}
+            both.add((base, trained))
+    few = both.few(8)
+    picked = {base.prompt_id for base, _ in few}
     score_of = {
         id: score
         for row in stage.rows(Ranking, "rank.parquet")
@@ -199,7 +207,7 @@ def answers(run: RunDir) -> list[schema.EvaluateExample]:
             score_base=score_of.get(base.completions[0].completion_id),
             score_trained=score_of.get(trained.completions[0].completion_id),
         )
-        for base, trained in few.values
+        for base, trained in few
     ]
 
 

@@ -21,7 +21,7 @@ class Step(Part):
     kind: Literal["left", "out", "part"] = Field(
         description="left: what remains, namely the `left` before it less every `out` between; part: the parts of the last"
     )
-    count: int = Field(ge=0, description="prompts")
+    count: int = Field(description="prompts")
 
 
 class Pairs(Part):

@@ -1,0 +1,346 @@
+"""The report accounts for every prompt, says what its keys mean, and is a page that can do no harm."""
+
+import json
+import math
+import shutil
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import BaseModel, ValidationError
+
+from dpo_data import pipeline, report_facts
+from dpo_data.config import Recipe, parse
+from dpo_data.errors import DpoDataError
+from dpo_data.evaluate import summary
+from dpo_data.report import last_words, percent, report
+from dpo_data.report_schema import Part, Report
+from dpo_data.rows import Completion, PreferencePair, Ranking, Sample
+from dpo_data.rundir import RunDir
+
+Make = Callable[..., Recipe]
+
+HARM = "<script>alert(1)</script><img/src=x/onerror=alert(2)>"
+
+
+def echo_run(folder: Path, **judge: Any) -> tuple[Recipe, RunDir]:
+    """A run of the echo engine, to pairs: 60 prompts, the first one twice, some held out, all with markup in them."""
+    path = folder / "prompts.jsonl"
+    texts = [f"Name {at + 2} rivers in {HARM} please, if you can" for at in range(60)]
+    path.write_text("".join(json.dumps({"prompt": text}) + "\n" for text in [texts[0], *texts]))
+    recipe = parse(
+        {
+            "name": "test",
+            "prompts": {"path": str(path), "holdout": 0.2},
+            "sample": {"n": 4, "max_tokens": 8, "shard_size": 8, "engine": {"type": "echo"}},
+            "rank": {"judge": judge},
+            "pair": {"test": 0.2},
+        }
+    )
+    run = RunDir(folder / "run")
+    for name in pipeline.stages_of(recipe):
+        pipeline.run_stage(name, recipe, run, lambda stage, done, total: None)
+    return recipe, run
+
+
+def train(run: RunDir) -> None:
+    """What training leaves, with a log in TRL's form."""
+    stage = run.stage("train").open({}, {})
+    metrics = {"rewards/chosen": 0.1, "rewards/rejected": -0.2, "rewards/margins": 0.3, "rewards/accuracies": 0.9}
+    logged = [{"step": 5, "loss": 0.69, "logps/chosen": -20.5, **metrics}, {"step": 10, "loss": 0.55, **metrics}]
+    held_out = {"loss": 0.45, "rewards/accuracies": 0.8}
+    told = {"step": 10, **{f"eval_{name}": value for name, value in held_out.items()}}
+    stage.write_text("metrics.json", json.dumps([*logged, {**logged[-1], "step": 15, "loss": 0.41}, told]))
+    stage.finish(
+        model="m", model_revision=None, pairs=30, too_long=1, max_length=50, precision="fp32", device="cpu", steps=15,
+        resumed_at=0, held_out=held_out,
+    )  # fmt: skip
+
+
+def evaluate(run: RunDir, prompts: int) -> None:
+    """What evaluation leaves: the base model scores 1 and 3, the trained one always 3."""
+
+    def answers(who: str, at: int) -> list[Completion]:
+        return [Completion(f"{who}{at}{i}", i, f"{who} {HARM}", "stop", 3, -1.0, who) for i in range(2)]
+
+    samples = {
+        who: [Sample(f"{at:02d}", [{"role": "user", "content": "?"}], "x", answers(who, at), None) for at in range(prompts)]
+        for who in ("base", "trained")
+    }
+    both = [base.completions + trained.completions for base, trained in zip(*samples.values(), strict=True)]
+    rankings = [
+        Ranking(f"{at:02d}", "j", [c.completion_id for c in of_prompt], [1.0, 3.0, 3.0, 3.0], None, "[]")
+        for at, of_prompt in enumerate(both)
+    ]
+    stage = run.stage("evaluate").open({}, {})
+    for who, rows in samples.items():
+        stage.write(f"{who}.parquet", rows, Sample)
+    stage.write("rank.parquet", rankings, Ranking)
+    stage.finish(prompts=prompts, **summary(samples, rankings, {"concise and correct": 3, "correct": 1}))
+
+
+Whole = tuple[Recipe, RunDir, dict[str, Any]]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Whole:
+    """A run with every stage, and its report; not to be changed."""
+    recipe, run = echo_run(tmp_path_factory.mktemp("whole"), type="rule", rule="concise")
+    train(run)
+    evaluate(run, run.stage("sample").require()["held_out"])
+    return recipe, run, report(recipe, run)
+
+
+@pytest.fixture
+def copy(whole: Whole, tmp_path: Path) -> tuple[Recipe, RunDir]:
+    """The same run, to change."""
+    shutil.copytree(whole[1].path, tmp_path / "run")
+    return whole[0], RunDir(tmp_path / "run")
+
+
+def test_a_whole_run(whole: Whole) -> None:
+    _, run, told = whole
+    assert told == json.loads((run.path / "report.json").read_text())
+    assert told["evaluate"]["base"]["score"] == 0.5 and told["evaluate"]["trained"]["score"] == 1.0
+    rows = {name: sum(1 for _ in run.stage("pair").rows(PreferencePair, f"{name}.parquet")) for name in ("train", "test")}
+    assert {name: told["pairs"][name] for name in rows} == rows
+    assert told["lengths"]["words"]["chosen"]["count"] == rows["train"] + rows["test"] == told["scores"]["margin"]["count"]
+    assert told["lengths"]["words"]["chosen_longer"] == 0.0  # the judge prefers fewer words
+    assert told["lengths"]["tokens"] == told["lengths"]["words"]  # the echo engine's tokens are words
+    assert told["train"]["first"]["loss"] == 0.69 and told["train"]["last"]["loss"] == 0.41
+    assert told["train"]["held_out"] == {"loss": 0.45, "rewards/accuracies": 0.8}
+    assert set(told["timings"]) == {"sample", "rank", "pair", "train", "evaluate"}
+    assert (run.path / "curves.png").read_bytes().startswith(b"\x89PNG")
+    assert len(told["examples"]["pairs"]) == 6 and told["examples"]["evaluate"][0]["score_base"] == 1.0
+
+
+def test_the_same_run_gives_the_same_files(whole: Whole, copy: tuple[Recipe, RunDir]) -> None:
+    files = ("report.json", "report.html", "curves.png")
+    for name in files:
+        (copy[1].path / name).unlink()
+    report(*copy)
+    assert [(copy[1].path / name).read_bytes() for name in files] == [(whole[1].path / name).read_bytes() for name in files]
+
+
+def test_last_words_tell_the_headline_first(whole: Whole) -> None:
+    _, run, told = whole
+    pairs, seconds = told["pairs"], sum(told["timings"].values())
+    dropped = ", ".join(f"{count} {name}" for name, count in pairs["dropped"].items())
+    assert last_words(told, run).splitlines() == [
+        "concise and correct    50 % → 100 %",
+        "correct               100 % → 100 %",
+        "comparisons won        25 % →  75 %",
+        "words an answer         2.0 →   2.0",
+        f"pairs                 {pairs['train']} train, {pairs['test']} test",
+        f"dropped               {sum(pairs['dropped'].values())} ({dropped})",
+        f"time                  {seconds:.1f} s",
+        f"report                {run.path}/report.html",
+    ]
+
+
+@pytest.mark.parametrize("finished", [0, 1, 2, 3, 4])
+def test_a_run_that_is_half_done(copy: tuple[Recipe, RunDir], finished: int) -> None:
+    made, run = copy
+    names = list(pipeline.STAGES)
+    for name in names[finished:]:
+        (run.stage(name).path / "manifest.json").unlink()
+    told = report(made, run)
+    assert [told["stages"][name]["state"] for name in names] == ["complete"] * finished + ["begun"] * (5 - finished)
+    found = [bool(told[key]) for key in ("funnel", "scores", "pairs", "train", "evaluate")]
+    assert found == [True] * finished + [False] * (5 - finished)
+    assert "not finished" in last_words(told, run)
+    assert told["name"] in (run.path / "report.html").read_text()
+
+
+def test_an_empty_folder_has_a_report_too(recipe: Make, tmp_path: Path) -> None:
+    told = report(recipe(), RunDir(tmp_path / "new"))
+    assert {stage["state"] for stage in told["stages"].values()} == {"not begun"}
+    assert "No stage has begun" in (tmp_path / "new" / "report.html").read_text()
+
+
+def test_a_pairwise_judge_s_comparisons_are_counted(tmp_path: Path) -> None:
+    made, run = echo_run(tmp_path, type="pairwise")
+    asked = [entry for text in run.stage("rank").column("transcript") for entry in json.loads(text)]
+    found = report(made, run)["scores"]["comparisons"]
+    assert found["count"] == len(asked) > 0
+    assert found["flipped"] == sum(entry["flipped"] for entry in asked) > 0
+    assert found["ties"] == sum(entry["outcome"] == "tie" for entry in asked) > found["flipped"]
+    assert found["unread"] == 0
+
+
+def test_a_loss_that_is_not_a_number_is_null(copy: tuple[Recipe, RunDir]) -> None:
+    made, run = copy
+    metrics = run.stage("train").path / "metrics.json"
+    metrics.write_text(metrics.read_text().replace("0.41", "NaN"))
+    report(made, run)
+    told = json.loads((run.path / "report.json").read_text(), parse_constant=pytest.fail)
+    assert told["train"]["last"]["loss"] is None
+    assert "not finite" in (run.path / "report.html").read_text()
+
+
+# The page
+
+
+class Page(HTMLParser):
+    """Every tag of a page, and every attribute that loads or runs something."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.tags: set[str] = set()
+        self.links: list[str] = []
+        self.handlers: list[str] = []
+        self.feed(html)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.add(tag)
+        for name, value in attrs:
+            if name in ("src", "href", "xlink:href", "srcset", "data", "action", "poster"):
+                self.links.append(value or "")
+            if name.startswith("on"):
+                self.handlers.append(name)
+
+
+def test_the_page_loads_nothing(whole: Whole) -> None:
+    html = (whole[1].path / "report.html").read_text()
+    page = Page(html)
+    assert "svg" in page.tags
+    assert not page.tags & {"link", "iframe", "object", "embed", "base"}
+    assert all(link.startswith(("#", "data:")) for link in page.links)
+    assert "@import" not in html and html.count("url(") == html.count("url(#")
+
+
+def test_markup_in_an_answer_is_text(whole: Whole) -> None:
+    told = whole[2]
+    shown = [example["chosen"] for example in told["examples"]["pairs"]] + [told["examples"]["evaluate"][0]["base"]]
+    assert any(HARM in text for text in shown)
+    page = Page((whole[1].path / "report.html").read_text())
+    assert not page.tags & {"script", "img"} and not page.handlers
+
+
+def test_plots_take_the_page_s_colours(whole: Whole) -> None:
+    html = (whole[1].path / "report.html").read_text()
+    plots = html[html.index("<figure") : html.rindex("</figure>")]
+    assert plots.count("var(--accent)") > 4 and "var(--ink)" in plots
+    assert "#000000" not in plots and "#1b1b1f" not in plots
+
+
+# The schema
+
+
+@pytest.mark.parametrize("kind", Part.__subclasses__(), ids=lambda kind: kind.__name__)
+def test_every_key_says_what_it_is(kind: type[BaseModel]) -> None:
+    assert kind.model_fields
+    assert not [name for name, field in kind.model_fields.items() if not field.description]
+
+
+def test_an_unknown_key_is_refused(whole: Whole) -> None:
+    told = json.loads(json.dumps(whole[2]))
+    Report.model_validate(told)
+    for at in (told, told["pairs"], told["evaluate"]["base"], told["lengths"]["words"]["chosen"], told["funnel"][0]):
+        at["surprise"] = 1
+        with pytest.raises(ValidationError, match="surprise"):
+            Report.model_validate(told)
+        del at["surprise"]
+
+
+# The funnel
+
+FATES = ["duplicate", "held_out", "unsampled", "abstained", "tie", "identical", "empty", "train", "test"]
+
+
+def manifests(fates: list[str]) -> dict[str, Any]:
+    """The manifests of a run whose prompts met these fates."""
+    met = Counter(fates)
+    prompts = len(fates) - met["duplicate"] - met["held_out"]
+    drops = {name: met[name] for name in ("unsampled", "abstained", "tie", "identical", "empty") if met[name]}
+    pair_files = {"train": met["train"], "test": met["test"], "dropped": sum(drops.values())}
+    sampled = {"read": len(fates), "duplicates": met["duplicate"], "held_out": met["held_out"], "failed": met["unsampled"]}
+    return {
+        "sample": {
+            **sampled,
+            "files": files({"00000": prompts - prompts // 2, "00001": prompts // 2, "dropped": met["duplicate"]}),
+        },
+        "rank": {"abstained": met["abstained"], "files": files({"00000": prompts - met["unsampled"]})},
+        "pair": {"train": met["train"], "test": met["test"], "dropped": drops, "files": files(pair_files)},
+        "evaluate": {"prompts": met["held_out"]},
+    }
+
+
+def files(rows: dict[str, int]) -> list[dict[str, Any]]:
+    return [{"name": f"{stem}.parquet", "rows": count} for stem, count in rows.items()]
+
+
+def run_of(manifests: dict[str, Any]) -> Any:
+    return SimpleNamespace(path=Path("runs/x"), stage=lambda name: SimpleNamespace(manifest=manifests.get(name)))
+
+
+@given(st.lists(st.sampled_from(FATES), min_size=1))
+def test_every_prompt_has_one_fate(fates: list[str]) -> None:
+    steps = report_facts.funnel(run_of(manifests(fates)))
+    ends = sum(step.count for step in steps if step.kind in ("out", "part"))
+    assert ends == len(fates) == steps[0].count
+    found = {step.name: step.count for step in steps}
+    assert all(found[name] == count for name, count in Counter(fates).items() if name != "unsampled")
+    assert found["failed"] == fates.count("unsampled")
+
+
+COUNTS = [("sample", key) for key in ("read", "duplicates", "held_out", "failed")] + [("rank", "abstained")]
+COUNTS += [("pair", "train"), ("pair", "test"), ("evaluate", "prompts")]
+
+
+@given(st.lists(st.sampled_from(FATES), min_size=1), st.sampled_from(COUNTS), st.integers(1, 5))
+def test_a_lost_prompt_is_an_error(fates: list[str], count: tuple[str, str], lost: int) -> None:
+    made = manifests(fates)
+    made[count[0]][count[1]] += lost
+    with pytest.raises(DpoDataError, match=r"runs/x does not add up: -?\d+ prompts"):
+        report_facts.funnel(run_of(made))
+
+
+def test_a_lost_row_is_an_error(copy: tuple[Recipe, RunDir]) -> None:
+    made, run = copy
+    stage = run.stage("evaluate")
+    rows = list(stage.rows(Sample, "trained.parquet"))
+    stage.write("trained.parquet", [replace(rows[0], prompt_id="another"), *rows[1:]], Sample)
+    with pytest.raises(DpoDataError, match="answer different prompts"):
+        report(made, run)
+
+
+# The numbers
+
+
+@given(st.integers(0, 500), st.sampled_from([2, 4, 16]))
+def test_a_thinned_stream_is_evenly_spaced(count: int, limit: int) -> None:
+    thinned: report_facts.Thinned[int] = report_facts.Thinned(limit)
+    for value in range(count):
+        thinned.add(value)
+    steps = {after - before for before, after in zip(thinned.values, thinned.values[1:], strict=False)}
+    assert thinned.count == count and len(steps) <= 1
+    assert min(count, limit // 2) <= len(thinned.values) <= limit
+    assert thinned.values[:1] == [0][:count]
+
+
+@given(st.lists(st.floats(-1e6, 1e6), min_size=1))
+def test_numbers_are_described_whole(values: list[float]) -> None:
+    numbers = report_facts.Numbers()
+    for value in values:
+        numbers.add(value)
+    spread, histogram = numbers.spread(), numbers.histogram()
+    assert spread.count == len(values) and math.isclose(spread.mean, math.fsum(values) / len(values), abs_tol=1e-6)
+    assert (spread.least, spread.most) == (min(values), max(values))
+    assert spread.least <= spread.p10 <= spread.median <= spread.p90 <= spread.most
+    assert math.isclose(sum(histogram.shares), 1) and len(histogram.edges) == len(histogram.shares) + 1
+    assert histogram.edges[0] <= min(values) and histogram.edges[-1] >= max(values)
+
+
+@pytest.mark.parametrize(
+    ("share", "words"), [(0, "0 %"), (0.004, "<1 %"), (0.456, "46 %"), (0.994, ">99 %"), (1, "100 %"), (0.05, "5 %")]
+)
+def test_some_is_never_none_or_all(share: float, words: str) -> None:
+    assert percent(share) == words
