@@ -7,7 +7,7 @@ from dpo_data.seams import Filter
 
 def tie(pair: PreferencePair) -> str | None:
     """Equal scores say nothing about which answer is better; position must never decide."""
-    return f"both score {pair.score_chosen:g}" if pair.margin <= 0 else None
+    return None if pair.margin > 0 else f"both score {pair.score_chosen:g}"
 
 
 def identical(pair: PreferencePair) -> str | None:

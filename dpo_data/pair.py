@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from dpo_data.config import Pair, Recipe
@@ -80,10 +81,9 @@ def best_worst(candidates: list[Candidate], settings: Pair) -> tuple[Candidate, 
     if not choosable:
         return None
     chosen = max(choosable, key=lambda c: (c.score, c.completion.completion_id))
-    rejectable = candidates if settings.reject_truncated else choosable
-    rejected = min(
-        (c for c in rejectable if c is not chosen), key=lambda c: (c.score, c.completion.completion_id), default=None
-    )
+    others = candidates if settings.reject_truncated else choosable
+    rejectable = [c for c in others if c is not chosen and c.score <= chosen.score]
+    rejected = min(rejectable, key=lambda c: (c.score, c.completion.completion_id), default=None)
     return (chosen, rejected) if rejected else None
 
 
@@ -127,7 +127,7 @@ def _candidates(sample: Sample, ranking: Ranking) -> list[Candidate]:
             key = normalised(completion.text), completion.finish_reason == "length"
             same.setdefault(key, []).append(Candidate(completion, score))
     return [
-        Candidate(min((c.completion for c in group), key=lambda c: c.completion_id), sum(c.score for c in group) / len(group))
+        Candidate(min((c.completion for c in group), key=lambda c: c.completion_id), fmean(c.score for c in group))
         for group in same.values()
     ]
 

@@ -1,4 +1,4 @@
-"""Read prompts: jsonl, json, csv, txt (a prompt a line), parquet; as `prompt`, `messages` or Alpaca's `instruction`, `input`."""
+"""Read prompts: jsonl, json, csv, txt (one a line), parquet; as `prompt`, `messages` or Alpaca's `instruction`, `input`."""
 
 import csv
 import json
