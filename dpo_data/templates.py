@@ -46,11 +46,13 @@ def load_template(path: str, variables: Iterable[str]) -> Template:
     file = find(path)
     if not file.is_file():
         raise TemplateError(f"No template at {path}", "Name a Markdown file; the shipped ones are prompts/judges/*.md.")
-    text = file.read_text(encoding="utf-8")
     try:
+        text = file.read_text(encoding="utf-8")
         named = meta.find_undeclared_variables(_ENVIRONMENT.parse(text))
     except TemplateSyntaxError as error:
         raise TemplateError(f"{path}, line {error.lineno}: {error.message}", "Mend the template.") from None
+    except UnicodeDecodeError as error:
+        raise TemplateError(f"{path} is not UTF-8: {error.reason}", "Save it as UTF-8.") from None
     known = set(variables)
     if named - known:
         raise TemplateError(

@@ -6,7 +6,7 @@ is its share of points over its decided comparisons (win 1, tie ½, loss 0); whe
 
 import json
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import combinations
 from typing import Any, Literal
 
@@ -71,9 +71,9 @@ def read_verdict(completed: Completed) -> tuple[Literal["A", "B", "tie"] | None,
         return None, "the answer was cut off"
     try:
         winner = json.loads(output.text)["winner"]
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         return None, f"not the JSON that was asked for ({type(error).__name__})"
-    return (winner, None) if winner in POINTS else (None, f"no such verdict: {winner!r}"[:80])
+    return (winner, None) if winner in ("A", "B", "tie") else (None, f"no such verdict: {winner!r}"[:80])
 
 
 @dataclass
@@ -87,6 +87,8 @@ class _Open:
 
 @dataclass
 class PairwiseJudge:
+    """Asks its engine for every comparison of the schedule, in both orders."""
+
     name: str
     engine: Engine
     template: Template
@@ -100,7 +102,7 @@ class PairwiseJudge:
         undecidable: list[Ranking] = []
 
         def requests() -> Iterator[Request]:
-            for group in groups:
+            for group in map(_by_id, groups):
                 pairs = schedule(len(group.completions), self.opponents)
                 if not pairs:
                     undecidable.append(abstention(group, self.name, "fewer than two answers"))
@@ -151,6 +153,11 @@ class PairwiseJudge:
             unread = next(t["unread"] for t in transcript if t["unread"])
             why, scores = f"no comparison was decided: {unread}", [None] * len(ids)
         return Ranking(of.group.prompt_id, self.name, ids, scores, why, json.dumps(transcript, ensure_ascii=False))
+
+
+def _by_id(group: Sample) -> Sample:
+    """The answers in the order of their ids, so that who meets whom knows nothing of the order in which they come."""
+    return replace(group, completions=sorted(group.completions, key=lambda completion: completion.completion_id))
 
 
 def _compare(straight: Completed, swapped: Completed) -> tuple[str | None, dict[str, Any]]:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 from dpo_data.errors import RecipeError
+from dpo_data.provenance import file_hash
 from dpo_data.rows import Message, Ranking, Sample
 from dpo_data.seams import Settings
 
@@ -31,7 +32,7 @@ def valid_json(messages: list[Message], text: str) -> float | None:
     """1 for a JSON document, 0 for anything else."""
     try:
         json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return 0.0
     return 1.0
 
@@ -49,7 +50,12 @@ class Rule(Settings):
         return RuleJudge(f"rule:{self.rule}", find_rule(self.rule))
 
     def inputs(self) -> dict[str, str]:
-        return {}
+        """The content hash of the file that holds a rule of your own."""
+        if self.rule in BUILT_IN:
+            return {}
+        find_rule(self.rule)
+        file = sys.modules[self.rule.partition(":")[0]].__file__
+        return {"rule": file_hash(Path(file))} if file else {}
 
     def calls(self, n: int) -> int:
         return 0
@@ -66,15 +72,20 @@ def find_rule(rule: str) -> Scorer:
         sys.path.insert(0, str(Path.cwd()))
     try:
         found: Scorer = getattr(importlib.import_module(module), function)
-    except (ImportError, AttributeError) as error:
+    except Exception as error:  # a module of somebody's may fail in any way
         raise RecipeError(
-            f"The rule {rule!r} cannot be imported: {error}", "Run from the folder that holds the module."
-        ) from None
+            f"The rule {rule!r} cannot be imported: {type(error).__name__}: {error}",
+            "Run from the folder that holds the module.",
+        ) from error
+    if not callable(found):
+        raise RecipeError(f"The rule {rule!r} is {type(found).__name__}, not a function", "Name a function of that module.")
     return found
 
 
 @dataclass
 class RuleJudge:
+    """Scores every answer by itself, with one function."""
+
     name: str
     score: Scorer
 
@@ -102,8 +113,8 @@ class RuleJudge:
         """A score, or None and why not. A rule is somebody's code: what it raises is kept beside the row, never taken for 0."""
         try:
             score = self.score(prompt, text)
+            if score is None or not math.isfinite(score):
+                return None, f"the rule returned {score}"
+            return float(score), None
         except Exception as error:
             return None, f"{type(error).__name__}: {error}"
-        if score is None or not math.isfinite(score):
-            return None, f"the rule returned {score}"
-        return float(score), None

@@ -1,0 +1,285 @@
+"""The pairwise judge: order bias is a tie, an unreadable answer decides nothing, and positions mean nothing."""
+
+import json
+import random
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dpo_data.errors import TemplateError
+from dpo_data.judges.pairwise import SCHEMA, Pairwise, PairwiseJudge, read_verdict, schedule
+from dpo_data.rows import Completion, Ranking, Sample
+from dpo_data.seams import Completed, Output, Request, Sampling
+from dpo_data.share import SHIPPED
+from dpo_data.templates import Template, load_template
+
+TRANSCRIPTS = sorted((Path(__file__).parent / "transcripts").glob("*.txt"))
+PLAIN = Template("plain", "{{ prompt }}\x00{{ answer_a }}\x00{{ answer_b }}")
+"""A template that a scripted judge takes apart again."""
+
+
+@dataclass
+class Scripted:
+    """An engine that is a function of (answer A, answer B), and answers in an order of its own."""
+
+    verdict: Callable[[str, str], Output | str]
+    order: Callable[[list[Completed]], list[Completed]] = lambda answers: answers
+    model: str = "scripted"
+    asked: int = 0
+
+    def complete(self, requests: Iterable[Request], sampling: Sampling) -> Iterator[Completed]:
+        yield from self.order([self._answer(request) for request in requests])
+
+    def close(self) -> None: ...
+
+    def _answer(self, request: Request) -> Completed:
+        assert request.schema == SCHEMA
+        self.asked += 1
+        _, a, b = request.messages[-1]["content"].split("\x00")
+        said = self.verdict(a, b)
+        return Completed(request.id, [said if isinstance(said, Output) else Output(winner(said), "stop")])
+
+
+def winner(name: str) -> str:
+    return json.dumps({"reason": "…", "winner": name})
+
+
+def longer(a: str, b: str) -> str:
+    return "A" if len(a) > len(b) else "B" if len(b) > len(a) else "tie"
+
+
+def group(*said: str, prompt_id: str = "p") -> Sample:
+    """Answers whose ids come from their texts, so that they stay whatever the order."""
+    completions = [Completion(f"id of {text}", at, text, "stop", 1, None, "m") for at, text in enumerate(said)]
+    return Sample(prompt_id, [{"role": "user", "content": "Why?"}], "s", completions, None)
+
+
+def judge(engine: Scripted, opponents: int = 4) -> PairwiseJudge:
+    return PairwiseJudge("pairwise:scripted", engine, PLAIN, opponents, {}, 0)
+
+
+def rank(engine: Scripted, *said: str, opponents: int = 4) -> Ranking:
+    (ranking,) = judge(engine, opponents).rank([group(*said)])
+    return ranking
+
+
+def by_text(ranking: Ranking) -> dict[str, float | None]:
+    return {id.removeprefix("id of "): s for id, s in zip(ranking.completion_ids, ranking.scores, strict=True)}
+
+
+def test_a_consistent_judge_ranks() -> None:
+    engine = Scripted(longer)
+    ranking = rank(engine, "bb", "a", "ccc")
+    assert by_text(ranking) == {"ccc": 1.0, "bb": 0.5, "a": 0.0}
+    assert ranking.abstained is None
+    assert engine.asked == 6, "three pairs, each in both orders"
+    transcript = json.loads(ranking.transcript)
+    assert [told["outcome"] for told in transcript] == ["B", "B", "B"], "in the order of their ids: a-bb, a-ccc, bb-ccc"
+    assert not any(told["flipped"] or told["unread"] for told in transcript)
+    assert transcript[0]["answers"] == [winner("B"), winner("A")]
+
+
+@pytest.mark.parametrize("always", ["A", "B"])
+def test_a_judge_that_always_says_the_same_letter_decides_nothing(always: str) -> None:
+    ranking = rank(Scripted(lambda a, b: always), "one", "two", "three", "four")
+    assert set(ranking.scores) == {0.5}
+    assert all(told["flipped"] and told["outcome"] == "tie" for told in json.loads(ranking.transcript))
+
+
+def test_a_judge_that_says_tie_is_no_flip() -> None:
+    ranking = rank(Scripted(lambda a, b: "tie"), "one", "two")
+    assert ranking.scores == [0.5, 0.5]
+    assert not any(told["flipped"] for told in json.loads(ranking.transcript))
+
+
+def test_a_tie_in_one_order_alone_is_a_flip_and_a_tie() -> None:
+    ranking = rank(Scripted(lambda a, b: "A" if a == "one" else "tie"), "one", "two")
+    assert ranking.scores == [0.5, 0.5]
+    assert json.loads(ranking.transcript)[0]["flipped"]
+
+
+@given(st.lists(st.text("abc", min_size=1, max_size=6), min_size=2, max_size=9, unique=True), st.integers(2, 6), st.randoms())
+def test_the_order_of_the_answers_means_nothing(said: list[str], opponents: int, chance: Any) -> None:
+    before = rank(Scripted(longer), *said, opponents=opponents)
+    chance.shuffle(said)
+    after = rank(Scripted(longer), *said, opponents=opponents)
+    assert by_text(before) == by_text(after)
+
+
+@given(st.integers(0, 2**32))
+def test_the_order_in_which_verdicts_arrive_means_nothing(seed: int) -> None:
+    groups = [group(*(f"{'x' * at}{of}" for at in range(of + 2)), prompt_id=f"p{of}") for of in range(5)]
+
+    def shuffled(answers: list[Completed]) -> list[Completed]:
+        return random.Random(seed).sample(answers, len(answers))
+
+    straight = {row.prompt_id: row for row in judge(Scripted(longer)).rank(groups)}
+    mixed = {row.prompt_id: row for row in judge(Scripted(longer, shuffled)).rank(groups)}
+    assert straight == mixed and len(mixed) == 5
+
+
+def test_groups_come_back_as_they_are_decided() -> None:
+    """One stream of requests: a group is yielded when its own last verdict is there, and a lone answer abstains."""
+    groups = [group("a", "bb", prompt_id="one"), group("c", prompt_id="lone"), group("d", "eee", prompt_id="two")]
+    rankings = list(judge(Scripted(longer, lambda answers: answers[::-1])).rank(groups))
+    assert {row.prompt_id: row.abstained for row in rankings} == {"one": None, "two": None, "lone": "fewer than two answers"}
+    assert [row.prompt_id for row in rankings if row.prompt_id != "lone"] == ["two", "one"]
+
+
+def test_lone_answers_alone_abstain() -> None:
+    assert [row.abstained for row in judge(Scripted(longer)).rank([group("a"), group()])] == ["fewer than two answers"] * 2
+
+
+def test_a_verdict_that_never_comes_leaves_the_group_out() -> None:
+    groups = [group("a", "bb", prompt_id="one"), group("c", "ddd", prompt_id="two")]
+    assert [row.prompt_id for row in judge(Scripted(longer, lambda answers: answers[:-1])).rank(groups)] == ["one"]
+
+
+@given(st.integers(2, 40), st.integers(2, 12))
+def test_the_schedule_is_fair(n: int, opponents: int) -> None:
+    games = schedule(n, opponents)
+    assert all(a != b for a, b in games), "nobody meets themselves"
+    assert len({frozenset(game) for game in games}) == len(games), "no two meet twice"
+    played = Counter(player for game in games for player in game)
+    assert set(played) == set(range(n)) and len(set(played.values())) == 1, "all play equally often"
+    assert played[0] == min(n - 1, opponents if n - 1 <= opponents else opponents // 2 * 2)
+    reached, edge = {0}, {0}
+    while edge:
+        edge = {b for game in games for a, b in (game, game[::-1]) if a in edge} - reached
+        reached |= edge
+    assert len(reached) == n, "all are connected"
+
+
+@pytest.mark.parametrize(
+    ("n", "opponents", "games"),
+    [(2, 4, 1), (4, 4, 6), (5, 4, 10), (6, 4, 12), (8, 4, 16), (12, 4, 24), (6, 5, 15), (7, 5, 14), (12, 3, 12), (12, 2, 12)],
+)
+def test_the_schedule_by_example(n: int, opponents: int, games: int) -> None:
+    assert len(schedule(n, opponents)) == games
+    assert Pairwise(opponents=opponents).calls(n) == 2 * games
+
+
+def test_nobody_and_one_alone_meet_nobody() -> None:
+    assert schedule(0, 4) == schedule(1, 4) == []
+
+
+def test_there_are_transcripts_of_every_verdict() -> None:
+    assert {path.stem.partition("-")[0] for path in TRANSCRIPTS} == {"A", "B", "tie", "none"}
+
+
+@pytest.mark.parametrize("path", TRANSCRIPTS, ids=lambda path: path.stem)
+def test_a_transcript_gives_the_verdict_of_its_name(path: Path) -> None:
+    """Each file is a judge's whole answer; its name begins with the verdict that may be read from it, or `none`."""
+    expected = path.stem.partition("-")[0]
+    verdict, why = read_verdict(Completed("r", [Output(path.read_text(encoding="utf-8"), "stop")]))
+    assert (verdict or "none") == expected
+    assert (why is None) == (verdict is not None)
+    if why:
+        assert why.startswith(("not the JSON that was asked for", "no such verdict")) and len(why) <= 80
+
+
+@pytest.mark.parametrize(
+    ("completed", "reason"),
+    [
+        (Completed("r", [Output(winner("A"), "length")]), "the answer was cut off"),
+        (Completed("r", [], "BadRequestError: too long"), "BadRequestError: too long"),
+        (Completed("r", []), "no answer"),
+    ],
+)
+def test_no_whole_answer_is_no_verdict(completed: Completed, reason: str) -> None:
+    assert read_verdict(completed) == (None, reason)
+
+
+@given(
+    st.text()
+    | st.recursive(
+        st.none() | st.booleans() | st.floats() | st.text(), lambda x: st.lists(x) | st.dictionaries(st.just("winner"), x)
+    ).map(json.dumps)
+)
+def test_no_answer_breaks_the_judge(said: str) -> None:
+    verdict, why = read_verdict(Completed("r", [Output(said, "stop")]))
+    assert (verdict in ("A", "B", "tie")) != bool(why)
+
+
+def test_where_nothing_can_be_read_the_judge_abstains_with_the_reason() -> None:
+    ranking = rank(Scripted(lambda a, b: Output("I cannot tell.", "stop")), "one", "two", "three")
+    assert ranking.scores == [None] * 3
+    assert ranking.abstained == "no comparison was decided: not the JSON that was asked for (JSONDecodeError)"
+    assert all(told["outcome"] is None for told in json.loads(ranking.transcript))
+
+
+def test_one_unreadable_order_leaves_that_comparison_out() -> None:
+    """bb is never told from ccc: each keeps its share of the comparisons that were decided."""
+    ranking = rank(Scripted(lambda a, b: "" if (a, b) == ("ccc", "bb") else longer(a, b)), "a", "bb", "ccc")
+    assert by_text(ranking) == {"a": 0.0, "bb": 1.0, "ccc": 1.0}
+    assert ranking.abstained is None
+
+
+def test_an_answer_that_was_never_compared_is_not_judged() -> None:
+    ranking = rank(Scripted(lambda a, b: "?" if "ccc" in (a, b) else longer(a, b)), "a", "bb", "ccc")
+    assert by_text(ranking) == {"a": 0.0, "bb": 1.0, "ccc": None}
+
+
+def test_a_request_names_both_answers_in_both_orders() -> None:
+    """The default prompt, as the engine sees it."""
+    seen: list[Request] = []
+
+    class Recorder(Scripted):
+        def _answer(self, request: Request) -> Completed:
+            seen.append(request)
+            return Completed(request.id, [Output(winner("tie"), "stop")])
+
+    template = load_template(Pairwise().template, ("prompt", "answer_a", "answer_b"))
+    talk = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Name {{ a }} river"}]
+    sample = replace(group("the Rhine", "{{ prompt }} <b>"), prompt=talk)
+    list(PairwiseJudge("j", Recorder(longer), template, 4, {}, 0).rank([sample]))
+    straight, swapped = (request.messages[-1]["content"] for request in seen)
+    for text in (straight, swapped):
+        for part in ("System: Be brief.", "User: Name {{ a }} river", "the Rhine", "{{ prompt }} <b>"):
+            assert text.count(part) == 1, "all is shown once, and nothing of it is taken for the template's own"
+    assert straight.index("the Rhine") < straight.index("{{ prompt }}")
+    assert swapped.index("the Rhine") > swapped.index("{{ prompt }}")
+    assert seen[0].seed != seen[1].seed
+
+
+def test_seeds_and_transcripts_do_not_change_from_run_to_run() -> None:
+    assert rank(Scripted(longer), "one", "three") == rank(Scripted(longer), "one", "three")
+
+
+TEMPLATES = {
+    "{{ prompt }} {{ answer_a }} {{ answer_b }} {{ rubric }}": r"names rubric, which this judge does not give\. It gives ",
+    "{{ prompt }} {{ answer_a }}": r"never shows answer_b\. Without it the judge judges blindly",
+    "{{ answer_a }} {{ answer_b }}": "never shows prompt",
+    "{{ prompt }}\n{{ answer_a }\n{{ answer_b }}": r"my\.md, line 2: ",
+    "{{ prompt }}\n{{ answer_a | shout }} {{ answer_b }}": r"my\.md, line 2: No filter named 'shout'",
+    "{% if prompt %}{{ answer_a }}{{ answer_b }}": r"my\.md, line 1: ",
+    b"{{ prompt }} \xff": r"my\.md is not UTF-8",
+}
+
+
+@pytest.mark.parametrize("text", TEMPLATES, ids=range(len(TEMPLATES)))
+def test_a_bad_template_is_refused_when_the_judge_is_built(tmp_path: Path, text: str | bytes) -> None:
+    file = tmp_path / "my.md"
+    file.write_bytes(text.encode() if isinstance(text, str) else text)
+    with pytest.raises(TemplateError, match=TEMPLATES[text]) as error:  # type: ignore[index]
+        Pairwise(template=str(file)).build(Pairwise(), 0)
+    assert error.value.remedy
+
+
+def test_a_missing_template_is_refused() -> None:
+    with pytest.raises(TemplateError, match=r"No template at nowhere\.md\. .*prompts/judges/"):
+        Pairwise(template="nowhere.md").inputs()
+
+
+def test_a_changed_template_is_another_input(tmp_path: Path) -> None:
+    text = (SHIPPED / "prompts" / "judges" / "pairwise.md").read_text()
+    (tmp_path / "a.md").write_text(text)
+    (tmp_path / "b.md").write_text(text + "!")
+    of = [Pairwise(template=str(path)).inputs()["template"] for path in (tmp_path / "a.md", tmp_path / "b.md")]
+    assert of[0] == Pairwise().inputs()["template"] != of[1]
