@@ -65,7 +65,9 @@ def last_words(report: dict[str, Any], run: RunDir) -> str:
     waiting = [f"{name} {state['state']}" for name, state in report["stages"].items() if state["state"] == "begun"]
     if waiting:
         rows.append(("not finished", ", ".join(waiting)))
-    rows += [("time", duration(sum(report["timings"].values()))), ("report", str(run.path / "report.html"))]
+    if report["timings"]:
+        rows.append(("time", duration(sum(report["timings"].values()))))
+    rows.append(("report", str(run.path / "report.html")))
     width = max(len(name) for name, _ in rows)
     return "\n".join(f"{name:<{width}}   {value}" for name, value in rows)
 

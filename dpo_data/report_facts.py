@@ -5,7 +5,6 @@ import math
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from itertools import groupby
 from typing import Any, Generic, TypeVar
 
 from dpo_data import report_schema as schema
@@ -131,15 +130,16 @@ def funnel(run: RunDir) -> list[schema.Step]:
 def check(steps: list[schema.Step], where: str) -> None:
     """Raises DpoDataError unless each `left` is the one before less every `out` between, and the parts sum to the last one."""
     remaining: int | None = None
-    for (kind, _), group in groupby(steps, lambda step: (step.kind, step.name if step.kind == "left" else "")):
-        of_kind = list(group)
-        total = sum(step.count for step in of_kind)
-        if kind == "out":
-            remaining = (remaining or 0) - total
-        elif remaining is not None and (remaining != total or total < 0):
-            raise _mismatch(where, f"{remaining} prompts should be {' + '.join(s.name for s in of_kind)}, and {total} are")
-        else:
-            remaining = total
+    for step in steps:
+        if step.kind == "out":
+            remaining = (remaining or 0) - step.count
+        elif step.kind == "left":
+            if step.count < 0 or remaining not in (None, step.count):
+                raise _mismatch(where, f"{remaining} prompts should be {step.name}, and {step.count} are")
+            remaining = step.count
+    parts = [step for step in steps if step.kind == "part"]
+    if parts and (total := sum(step.count for step in parts)) != remaining:
+        raise _mismatch(where, f"{remaining} prompts should be in {' or '.join(step.name for step in parts)}, and {total} are")
 
 
 def pairs(run: RunDir) -> tuple[Lengths, Lengths, Numbers, list[schema.PairExample]]:

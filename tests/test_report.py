@@ -315,6 +315,14 @@ def test_a_lost_row_is_an_error(copy: tuple[Recipe, RunDir]) -> None:
 # The numbers
 
 
+def test_what_json_cannot_hold_is_null_and_what_is_no_number_is_left_out() -> None:
+    assert report_facts.finite({"loss": math.nan, "grad_norm": math.inf, "step": 3, "note": "x"}) == {
+        "loss": None,
+        "grad_norm": None,
+        "step": 3.0,
+    }
+
+
 @given(st.integers(0, 500), st.sampled_from([2, 4, 16]))
 def test_a_thinned_stream_is_evenly_spaced(count: int, limit: int) -> None:
     thinned: report_facts.Thinned[int] = report_facts.Thinned(limit)
