@@ -8,7 +8,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -97,25 +97,59 @@ def _server(url: str) -> Iterator[None]:
                 if server.poll() is not None:
                     raise DpoDataError(f"The Prefect server ended: {_last_line(log.read_text())}", f"Its whole log is {log}.")
                 time.sleep(0.2)
-            yield
+            _end_dead_runs(url)
+            try:
+                yield
+            finally:
+                _end_dead_runs(url)
+
+
+def _end_dead_runs(url: str) -> None:
+    """Tell the server of flow runs whose process is gone: killed with the worker, or by a power cut.
+
+    To Prefect they would run for good and hold the deployment's only place, for it forgets the holders when the server ends.
+    """
+    unfinished = {"state": {"type": {"any_": ["PENDING", "RUNNING", "CANCELLING"]}}}
+    found = httpx.post(f"{url}/flow_runs/filter", json={"flow_runs": unfinished, "work_pools": {"name": {"any_": [POOL]}}})
+    for run in found.raise_for_status().json():
+        if not _is_alive(run["infrastructure_pid"]):
+            state = {
+                "type": "CRASHED",
+                "message": "Its process is gone. A new run on the same run directory goes on from there.",
+            }
+            httpx.post(f"{url}/flow_runs/{run['id']}/set_state", json={"state": state, "force": True}).raise_for_status()
+
+
+def _is_alive(pid: str | None) -> bool:
+    if pid is None:
+        return False
+    try:
+        os.kill(int(pid), 0)
+    except ProcessLookupError:
+        return False
+    return True
 
 
 @contextmanager
 def _process(command: list[str], **options: Any) -> Iterator[subprocess.Popen[bytes]]:
     """A child that ends with the block, and all that it started with it.
 
-    Its own process group keeps the terminal's Ctrl-C from it: the worker has to end before its server does.
+    Its own process group keeps the terminal's Ctrl-C from it: the worker has to end before its server does. It then gets that
+    Ctrl-C as a group, so a flow run in progress hears of it too and tells the server that it ended.
     """
     process = subprocess.Popen(command, stdin=subprocess.DEVNULL, process_group=0, **options)
     try:
         yield process
     finally:
-        process.terminate()
-        try:
-            process.wait(timeout=10)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGINT)
+            until = time.monotonic() + 10
+            while time.monotonic() < until:
+                process.poll()
+                os.killpg(process.pid, 0)
+                time.sleep(0.1)
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
 
 
 def _prefect(*arguments: str) -> str:
