@@ -1,0 +1,96 @@
+"""What a report counts: every prompt has one fate, and a sample stands for its whole stream."""
+
+import math
+from collections import Counter
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dpo_data import report_facts
+from dpo_data.errors import DpoDataError
+
+FATES = ["duplicate", "held_out", "unsampled", "abstained", "tie", "identical", "empty", "train", "test"]
+
+
+def manifests(fates: list[str]) -> dict[str, Any]:
+    """The manifests of a run whose prompts met these fates."""
+    met = Counter(fates)
+    prompts = len(fates) - met["duplicate"] - met["held_out"]
+    drops = {name: met[name] for name in ("unsampled", "abstained", "tie", "identical", "empty") if met[name]}
+    pair_files = {"train": met["train"], "test": met["test"], "dropped": sum(drops.values())}
+    sampled = {"read": len(fates), "duplicates": met["duplicate"], "held_out": met["held_out"], "failed": met["unsampled"]}
+    return {
+        "sample": {
+            **sampled,
+            "files": files({"00000": prompts - prompts // 2, "00001": prompts // 2, "dropped": met["duplicate"]}),
+        },
+        "rank": {"abstained": met["abstained"], "files": files({"00000": prompts - met["unsampled"]})},
+        "pair": {"train": met["train"], "test": met["test"], "dropped": drops, "files": files(pair_files)},
+        "evaluate": {"prompts": met["held_out"]},
+    }
+
+
+def files(rows: dict[str, int]) -> list[dict[str, Any]]:
+    return [{"name": f"{stem}.parquet", "rows": count} for stem, count in rows.items()]
+
+
+def run_of(manifests: dict[str, Any]) -> Any:
+    return SimpleNamespace(path=Path("runs/x"), stage=lambda name: SimpleNamespace(manifest=manifests.get(name)))
+
+
+@given(st.lists(st.sampled_from(FATES), min_size=1))
+def test_every_prompt_has_one_fate(fates: list[str]) -> None:
+    steps = report_facts.funnel(run_of(manifests(fates)))
+    ends = sum(step.count for step in steps if step.kind in ("out", "part"))
+    assert ends == len(fates) == steps[0].count
+    found = {step.name: step.count for step in steps}
+    assert all(found[name] == count for name, count in Counter(fates).items() if name != "unsampled")
+    assert found["failed"] == fates.count("unsampled")
+
+
+COUNTS = [("sample", key) for key in ("read", "duplicates", "held_out", "failed")] + [("rank", "abstained")]
+COUNTS += [("pair", "train"), ("pair", "test"), ("evaluate", "prompts")]
+
+
+@given(st.lists(st.sampled_from(FATES), min_size=1), st.sampled_from(COUNTS), st.integers(1, 5))
+def test_a_lost_prompt_is_an_error(fates: list[str], count: tuple[str, str], lost: int) -> None:
+    made = manifests(fates)
+    made[count[0]][count[1]] += lost
+    with pytest.raises(DpoDataError, match=r"runs/x does not add up: -?\d+ prompts"):
+        report_facts.funnel(run_of(made))
+
+
+def test_what_json_cannot_hold_is_null_and_what_is_no_number_is_left_out() -> None:
+    assert report_facts.finite({"loss": math.nan, "grad_norm": math.inf, "step": 3, "note": "x"}) == {
+        "loss": None,
+        "grad_norm": None,
+        "step": 3.0,
+    }
+
+
+@given(st.integers(0, 500), st.sampled_from([2, 4, 16]))
+def test_a_thinned_stream_is_evenly_spaced(count: int, limit: int) -> None:
+    thinned: report_facts.Thinned[int] = report_facts.Thinned(limit)
+    for value in range(count):
+        thinned.add(value)
+    steps = {after - before for before, after in zip(thinned.values, thinned.values[1:], strict=False)}
+    assert thinned.count == count and len(steps) <= 1
+    assert min(count, limit // 2) <= len(thinned.values) <= limit
+    assert thinned.values[:1] == [0][:count]
+
+
+@given(st.lists(st.floats(-1e6, 1e6), min_size=1))
+def test_numbers_are_described_whole(values: list[float]) -> None:
+    numbers = report_facts.Numbers()
+    for value in values:
+        numbers.add(value)
+    spread, histogram = numbers.spread(), numbers.histogram()
+    assert spread.count == len(values) and math.isclose(spread.mean, math.fsum(values) / len(values), abs_tol=1e-6)
+    assert (spread.least, spread.most) == (min(values), max(values))
+    assert spread.least <= spread.p10 <= spread.median <= spread.p90 <= spread.most
+    assert math.isclose(sum(histogram.shares), 1) and len(histogram.edges) == len(histogram.shares) + 1
+    assert histogram.edges[0] <= min(values) and histogram.edges[-1] >= max(values)
