@@ -16,7 +16,7 @@ from dpo_data.config import Recipe, parse
 from dpo_data.errors import DpoDataError
 from dpo_data.evaluate import summary
 from dpo_data.report import last_words, percent, report
-from dpo_data.report_schema import Part, Report
+from dpo_data.report.schema import Part, Report
 from dpo_data.rows import Completion, PreferencePair, Ranking, Sample
 from dpo_data.rundir import RunDir
 

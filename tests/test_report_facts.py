@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dpo_data import report_facts
 from dpo_data.errors import DpoDataError
+from dpo_data.report import facts
 
 FATES = ["duplicate", "held_out", "unsampled", "abstained", "tie", "identical", "empty", "train", "test"]
 
@@ -44,7 +44,7 @@ def run_of(manifests: dict[str, Any]) -> Any:
 
 @given(st.lists(st.sampled_from(FATES), min_size=1))
 def test_every_prompt_has_one_fate(fates: list[str]) -> None:
-    steps = report_facts.funnel(run_of(manifests(fates)))
+    steps = facts.funnel(run_of(manifests(fates)))
     ends = sum(step.count for step in steps if step.kind in ("out", "part"))
     assert ends == len(fates) == steps[0].count
     found = {step.name: step.count for step in steps}
@@ -61,11 +61,11 @@ def test_a_lost_prompt_is_an_error(fates: list[str], count: tuple[str, str], los
     made = manifests(fates)
     made[count[0]][count[1]] += lost
     with pytest.raises(DpoDataError, match=r"runs/x does not add up: -?\d+ prompts"):
-        report_facts.funnel(run_of(made))
+        facts.funnel(run_of(made))
 
 
 def test_what_json_cannot_hold_is_null_and_what_is_no_number_is_left_out() -> None:
-    assert report_facts.finite({"loss": math.nan, "grad_norm": math.inf, "step": 3, "note": "x"}) == {
+    assert facts.finite({"loss": math.nan, "grad_norm": math.inf, "step": 3, "note": "x"}) == {
         "loss": None,
         "grad_norm": None,
         "step": 3.0,
@@ -74,7 +74,7 @@ def test_what_json_cannot_hold_is_null_and_what_is_no_number_is_left_out() -> No
 
 @given(st.integers(0, 500), st.sampled_from([2, 4, 16]))
 def test_a_thinned_stream_is_evenly_spaced(count: int, limit: int) -> None:
-    thinned: report_facts.Thinned[int] = report_facts.Thinned(limit)
+    thinned: facts.Thinned[int] = facts.Thinned(limit)
     for value in range(count):
         thinned.add(value)
     steps = {after - before for before, after in zip(thinned.values, thinned.values[1:], strict=False)}
@@ -85,7 +85,7 @@ def test_a_thinned_stream_is_evenly_spaced(count: int, limit: int) -> None:
 
 @given(st.lists(st.floats(-1e6, 1e6), min_size=1))
 def test_numbers_are_described_whole(values: list[float]) -> None:
-    numbers = report_facts.Numbers()
+    numbers = facts.Numbers()
     for value in values:
         numbers.add(value)
     spread, histogram = numbers.spread(), numbers.histogram()

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from io import BytesIO, StringIO
 from typing import Any
 
-from dpo_data.report_schema import Histogram
+from dpo_data.report.schema import Histogram
 
 INK, MUTED, ACCENT = "#1b1b1f", "#66666f", "#0b7a75"
 """The light page's colours. In an SVG each becomes the page's own variable, so a plot is legible on a dark page too."""

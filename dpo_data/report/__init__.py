@@ -6,19 +6,18 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from dpo_data import report_facts as facts
-from dpo_data import report_schema as schema
 from dpo_data.config import Recipe, dump
+from dpo_data.report import facts, schema
 from dpo_data.rundir import FOLDERS, RunDir
 
 
 def report(recipe: Recipe, run: RunDir) -> dict[str, Any]:
     """Write report.json and report.html, and curves.png where there was training, at the run directory's top.
 
-    Works on a run that is half done: what is not there is null. Returns what report.json holds (`report_schema.Report`). Raises
+    Works on a run that is half done: what is not there is null. Returns what report.json holds (`schema.Report`). Raises
     DpoDataError where the run's counts do not add up.
     """
-    from dpo_data.plots import curves_png
+    from dpo_data.report.plots import curves_png
 
     manifests = {name: manifest for name in FOLDERS if (manifest := run.stage(name).manifest)}
     told, plots = _gather(recipe, run, manifests)
@@ -125,7 +124,7 @@ def number(value: float | None) -> str:
 
 def _gather(recipe: Recipe, run: RunDir, manifests: dict[str, dict[str, Any]]) -> tuple[schema.Report, dict[str, str]]:
     """The report, and its plots as SVG by name."""
-    from dpo_data.plots import curves_svg, histogram_svg, lengths_svg
+    from dpo_data.report.plots import curves_svg, histogram_svg, lengths_svg
 
     plots: dict[str, str] = {}
     examples = schema.Examples(pairs=[], evaluate=[])

@@ -7,8 +7,8 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from typing import Any, Generic, TypeVar
 
-from dpo_data import report_schema as schema
 from dpo_data.errors import DpoDataError
+from dpo_data.report import schema
 from dpo_data.rows import PreferencePair, Ranking, Sample
 from dpo_data.rundir import FOLDERS, RunDir
 
