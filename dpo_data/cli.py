@@ -55,9 +55,7 @@ def parser() -> argparse.ArgumentParser:
         one.add_argument("--debug", action="store_true", default=argparse.SUPPRESS, help=argparse.SUPPRESS)
         one.set_defaults(command=work)
         if recipe:
-            one.add_argument("recipe", metavar="RECIPE", help="a .toml file; the shipped ones are flows/recipes/*.toml")
-            one.add_argument("--run", metavar="DIR", help="the run directory (default: runs/<the recipe's name>)")
-            one.add_argument("--set", metavar="KEY=VALUE", action="append", default=[], help="change a value, as sample.n=4")
+            _takes_recipe(one)
         return one
 
     add("run", _run, "run every stage of a recipe, then write the report")
@@ -70,8 +68,9 @@ def parser() -> argparse.ArgumentParser:
         "make the demo's tiny model, if it is not there, for `dpo-data run flows/recipes/demo.toml`",
         recipe=False,
     )
-    fork = add("fork", _fork, "begin a new run that keeps what still holds of an old one")
+    fork = add("fork", _fork, "begin a new run that keeps what still holds of an old one", recipe=False)
     fork.add_argument("old", metavar="OLD", help="the old run directory")
+    _takes_recipe(fork)
     for name, work, help in (
         ("status", _status, "say how far a run is"),
         ("report", _report, "write a run's report.json and report.html anew"),
@@ -81,6 +80,12 @@ def parser() -> argparse.ArgumentParser:
     deploy = add("deploy", _deploy, "start Prefect's server, deploy the flows and start a worker", recipe=False)
     deploy.add_argument("arguments", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
     return top
+
+
+def _takes_recipe(command: argparse.ArgumentParser) -> None:
+    command.add_argument("recipe", metavar="RECIPE", help="a .toml file; the shipped ones are flows/recipes/*.toml")
+    command.add_argument("--run", metavar="DIR", help="the run directory (default: runs/<the recipe's name>)")
+    command.add_argument("--set", metavar="KEY=VALUE", action="append", default=[], help="change a value, as sample.n=4")
 
 
 def _load(given: argparse.Namespace) -> "tuple[Recipe, RunDir]":

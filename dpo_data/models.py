@@ -2,6 +2,7 @@
 
 import hashlib
 from pathlib import Path
+from typing import Any
 
 from dpo_data.errors import EngineError
 from dpo_data.provenance import file_hash
@@ -29,14 +30,29 @@ def find_model(model: str, revision: str | None = None) -> str:
 
 
 def model_revision(model: str, revision: str | None = None) -> str | None:
-    """A local folder's content hash, or the commit of a Hub repository in the cache; None where neither is known."""
-    folder = Path(model).expanduser()
-    if folder.is_dir():
-        digest = hashlib.sha256()
-        for file in sorted(file for kind in ("safetensors", "json", "jinja") for file in folder.glob(f"*.{kind}")):
-            digest.update(f"{file.name} {file_hash(file)}\n".encode())
-        return f"sha256:{digest.hexdigest()[:32]}"
+    """A local folder's content hash, or the commit of a Hub repository. Raises EngineError where there is no model.
+
+    The Hub is asked first, so that a model is known by the same commit before and after its first download.
+    """
+    found = Path(find_model(model, revision))
+    if found.is_dir():
+        return _folder_hash(found)
     from huggingface_hub import try_to_load_from_cache
 
-    config = try_to_load_from_cache(model, "config.json", revision=revision) if model.count("/") <= 1 else None
+    config = try_to_load_from_cache(model, "config.json", revision=revision)
     return Path(config).parent.name if isinstance(config, str) else None
+
+
+def engine_revision(engine: Any) -> str | None:
+    """What exactly an engine's weights are, its adapter's included; None for an engine whose weights are not here."""
+    if engine is None or engine.type != "vllm":
+        return None
+    revision = model_revision(engine.model, engine.revision)
+    return f"{revision}+{_folder_hash(Path(engine.adapter).expanduser())}" if engine.adapter else revision
+
+
+def _folder_hash(folder: Path) -> str:
+    digest = hashlib.sha256()
+    for file in sorted(file for kind in ("safetensors", "json", "jinja") for file in folder.glob(f"*.{kind}")):
+        digest.update(f"{file.name} {file_hash(file)}\n".encode())
+    return f"sha256:{digest.hexdigest()[:32]}"

@@ -10,9 +10,10 @@ from typing import Any
 from dpo_data.config import Pair, Recipe
 from dpo_data.dedup import normalised
 from dpo_data.errors import EmptyStage
+from dpo_data.files import read_rows
 from dpo_data.filters import FILTERS
 from dpo_data.rows import Completion, DroppedPair, Message, PreferencePair, Ranking, Sample, in_share
-from dpo_data.rundir import RunDir, read_rows
+from dpo_data.rundir import RunDir
 from dpo_data.seams import Progress
 
 FILES: dict[str, type] = {"train.parquet": PreferencePair, "test.parquet": PreferencePair, "dropped.parquet": DroppedPair}

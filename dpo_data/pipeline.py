@@ -39,8 +39,10 @@ def run_stage(name: str, recipe: Recipe, run: RunDir, progress: Progress) -> dic
         raise DpoDataError(f"The recipe asks for no stage {name!r}", "Give it [train], and prompts.holdout for evaluate.")
     with logged(run):
         log.info("%s: begins in %s", name, run.path)
+        before = run.stage(name).manifest
         manifest: dict[str, Any] = getattr(STAGES[name], name)(recipe, run, progress)
-        run.write("recipe.toml", dump(recipe))
+        if manifest != before:
+            run.write("recipe.toml", dump(recipe))
         log.info("%s: complete, %.1f s", name, manifest["seconds"])
     return manifest
 
@@ -52,7 +54,9 @@ def fork(old: RunDir, new: RunDir, recipe: Recipe) -> list[str]:
         stage = STAGES[name]
         return name in stages_of(recipe) and found == rundir.stage_recipe(stage.settings(recipe), stage.inputs(recipe, new))
 
-    return rundir.fork(old, new, holds)
+    kept = rundir.fork(old, new, holds)
+    new.write("recipe.toml", dump(recipe))
+    return kept
 
 
 @contextmanager

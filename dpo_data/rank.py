@@ -5,9 +5,10 @@ from typing import Any
 
 from dpo_data.config import Recipe
 from dpo_data.errors import TooManyFailures, Unfinished
-from dpo_data.models import model_revision
+from dpo_data.files import read_rows
+from dpo_data.models import engine_revision
 from dpo_data.rows import Ranking, Sample
-from dpo_data.rundir import RunDir, read_rows
+from dpo_data.rundir import RunDir
 from dpo_data.seams import Progress
 
 
@@ -41,12 +42,11 @@ def rank(recipe: Recipe, run: RunDir, progress: Progress) -> dict[str, Any]:
 
 def settings(recipe: Recipe) -> dict[str, Any]:
     """What of the recipe decides this stage's rows."""
-    return {"seed": recipe.seed, **recipe.model_dump(mode="json", include={"rank"})}
+    return {"seed": recipe.seed, **recipe.model_dump(mode="json", include={"rank"}, exclude={"rank": {"max_abstained"}})}
 
 
 def inputs(recipe: Recipe, run: RunDir) -> dict[str, Any]:
     """Content hashes of what this stage reads."""
-    judge: Any = recipe.rank.judge
-    engine = getattr(judge, "engine", None)
-    model = model_revision(engine.model, engine.revision) if engine and engine.type == "vllm" else None
+    judge = recipe.rank.judge
+    model = engine_revision(getattr(judge, "engine", None))
     return {"sample": (run.stage("sample").manifest or {}).get("digest"), "judge_model": model, **judge.inputs()}

@@ -8,10 +8,8 @@ A file appears by atomic rename and never changes. A finished shard is skipped b
 last: its existence means that the stage is complete. So a run may be killed at any moment and started again.
 """
 
-import errno
 import hashlib
 import json
-import os
 import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -22,9 +20,10 @@ from typing import Any, TypeVar
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from dpo_data.errors import InputError, NotReady, OutOfDisk, StaleRun
+from dpo_data.errors import InputError, NotReady, StaleRun
+from dpo_data.files import PARQUET, appear, disk, link, partial_of, read_column, read_rows, write_atomically
 from dpo_data.provenance import file_hash, provenance
-from dpo_data.rows import Row, from_table, to_table
+from dpo_data.rows import SCHEMAS, Row, to_table
 
 FOLDERS = {"sample": "1-sample", "rank": "2-rank", "pair": "3-pair", "train": "5-train", "evaluate": "6-evaluate"}
 """A stage's folder. The numbers are fixed, so that a later release may fill a gap (4 is for publish)."""
@@ -43,6 +42,7 @@ class RunDir:
 
     @property
     def logs(self) -> Path:
+        """The folder of the run's logs; made where it is not there."""
         folder = self.path / "logs"
         folder.mkdir(parents=True, exist_ok=True)
         return folder
@@ -64,20 +64,21 @@ class Stage:
     def open(self, settings: Mapping[str, Any], inputs: Mapping[str, Any]) -> "Stage":
         """Begin or resume. `inputs` are content hashes of what the stage reads.
 
-        Raises StaleRun where the folder was begun with other settings or inputs.
+        Raises StaleRun where the folder holds anything that was made with other settings or inputs.
         """
         wanted = stage_recipe(settings, inputs)
         found = self.recipe
-        if found is not None and found != wanted:
-            raise StaleRun(
-                f"{self.path} was made with another recipe: {_difference(found, wanted)}",
-                f"Keep it and begin a new run that reuses what still holds with `dpo-data fork {self.path.parent} RECIPE`, "
-                f"or delete {self.path} and the stages after it to redo them.",
-            )
         self.path.mkdir(parents=True, exist_ok=True)
         for leftover in self.path.glob(".*.tmp"):
             leftover.unlink()
-        if found is None:
+        shutil.rmtree(partial_of(self.path), ignore_errors=True)
+        if found is not None and found != wanted and any(path.name != "recipe.json" for path in self.path.iterdir()):
+            raise StaleRun(
+                f"{self.path} was made with another recipe: {_difference(found, wanted)}",
+                f"Begin a new run that keeps what still holds with `dpo-data fork {self.path.parent} RECIPE --run NEW`, "
+                f"or delete {self.path} and the stages after it to redo them.",
+            )
+        if found != wanted:
             write_atomically(self.path / "recipe.json", json.dumps(wanted, indent=2).encode())
         self._began = time.monotonic()
         return self
@@ -100,6 +101,13 @@ class Stage:
                 f"{self.path} is not complete, and the next stage stands on it",
                 f"Run `dpo-data {self.name} RECIPE` first, or `dpo-data run RECIPE` for every stage.",
             )
+        for file in manifest["files"]:
+            path = self.path / file["name"]
+            if not path.is_file() or path.stat().st_size != file["bytes"]:
+                raise InputError(
+                    f"{path} is gone or cut since {self.path} was complete",
+                    "Put it back; or delete it, with manifest.json beside it, and run again to redo it alone.",
+                )
         return manifest
 
     def shard(self, index: int) -> Path:
@@ -107,7 +115,7 @@ class Stage:
 
     def shards(self) -> list[Path]:
         """The finished shards, in order."""
-        return sorted(self.path.glob("[0-9]" * 5 + ".parquet"))
+        return sorted((path for path in self.path.glob("*.parquet") if path.stem.isdigit()), key=lambda path: int(path.stem))
 
     def rows(self, kind: type[Row], name: str | None = None) -> Iterator[Row]:
         """All rows of the finished shards in order, or of the one file `name`; one row group in memory at a time."""
@@ -117,7 +125,7 @@ class Stage:
     def column(self, name: str) -> Iterator[Any]:
         """One column's values over all finished shards."""
         for path in self.shards():
-            yield from pq.read_table(path, columns=[name]).column(0).to_pylist()
+            yield from read_column(path, name)
 
     def write(self, name: str, rows: Sequence[Any], kind: type) -> Path:
         """Write rows to one Parquet file, which appears whole or not at all."""
@@ -138,11 +146,11 @@ class Stage:
         Rows gather to groups of 5,000, so many small appends make no small row groups.
         """
         gathered: dict[str, list[Any]] = {name: [] for name in files}
-        paths = {name: self.path / f".{name}.tmp" for name in files}
-        writers = {name: pq.ParquetWriter(paths[name], _schema(kind), **PARQUET) for name, kind in files.items()}
+        paths = {name: partial_of(self.path / name) for name in files}
+        writers: dict[str, pq.ParquetWriter] = {}
 
         def flush(name: str) -> None:
-            with _disk(paths[name]):
+            with disk(paths[name]):
                 writers[name].write_table(to_table(gathered[name], files[name]))
             gathered[name].clear()
 
@@ -155,13 +163,17 @@ class Stage:
             return append
 
         try:
+            for name, kind in files.items():
+                with disk(paths[name]):
+                    writers[name] = pq.ParquetWriter(paths[name], SCHEMAS[kind], **PARQUET)
             yield {name: append_to(name) for name in files}
-            for name, writer in writers.items():
+            for name in files:
                 flush(name)
-                with _disk(paths[name]):
-                    writer.close()
+                with disk(paths[name]):
+                    writers[name].close()
             for name, path in paths.items():
-                os.replace(path, self.path / name)
+                with disk(path):
+                    appear(path, self.path / name)
         finally:
             for path in paths.values():
                 path.unlink(missing_ok=True)
@@ -227,33 +239,25 @@ class Stage:
 BOOKS = ("recipe.json", "manifest.json")
 """The files of a stage's folder that tell about it; all others are what it made."""
 
-PARQUET: dict[str, Any] = dict(compression="zstd", compression_level=3, use_content_defined_chunking=True)
-
-
-def read_rows(path: Path, kind: type[Row]) -> Iterator[Row]:
-    """The rows of one canonical Parquet file, a row group at a time. Raises InputError where it cannot be read."""
-    try:
-        with pq.ParquetFile(path) as file:
-            for group in range(file.num_row_groups):
-                yield from from_table(file.read_row_group(group), kind)
-    except pa.ArrowInvalid as error:
-        raise InputError(f"{path} is not whole: {error}", "Delete it and run again: only that file is redone.") from None
-
 
 def fork(old: RunDir, new: RunDir, holds: Callable[[str, dict[str, Any]], bool]) -> list[str]:
     """Start `new` with those stages of `old`, from the first on, that are complete and for which `holds(name, recipe)`.
 
     Shards never change, so they are hard-linked where the file system can. Returns the names of the stages kept.
     """
+    if not old.path.is_dir():
+        raise InputError(f"No run at {old.path}", "Name a run directory, as runs/demo.")
+    if any(new.stage(name).path.exists() for name in FOLDERS):
+        raise InputError(f"{new.path} is begun already", "Go on with it, or name a new run directory with --run.")
     kept: list[str] = []
     for name in FOLDERS:
         stage = old.stage(name)
         if stage.manifest is None or stage.recipe is None or not holds(name, stage.recipe):
             break
         target = new.stage(name).path
-        partial = target.with_name(f".{target.name}.tmp")
+        partial = partial_of(target)
         shutil.rmtree(partial, ignore_errors=True)
-        shutil.copytree(stage.path, partial, copy_function=_link)
+        shutil.copytree(stage.path, partial, copy_function=link)
         partial.rename(target)
         kept.append(name)
     return kept
@@ -262,44 +266,6 @@ def fork(old: RunDir, new: RunDir, holds: Callable[[str, dict[str, Any]], bool])
 def stage_recipe(settings: Mapping[str, Any], inputs: Mapping[str, Any]) -> dict[str, Any]:
     """What `recipe.json` of a stage holds: all that decides its result."""
     return _as_json({"settings": settings, "inputs": inputs})
-
-
-def write_atomically(path: Path, data: bytes | memoryview) -> Path:
-    """Write a file that appears whole or not at all, and is on the disk when this returns. Raises OutOfDisk."""
-    partial = path.with_name(f".{path.name}.tmp")
-    with _disk(partial):
-        with partial.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-    return path
-
-
-@contextmanager
-def _disk(partial: Path) -> Iterator[None]:
-    """Turns a full disk into its own error, and leaves no half-written file behind."""
-    try:
-        yield
-    except OSError as error:
-        partial.unlink(missing_ok=True)
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        raise OutOfDisk(
-            f"The disk of {partial.parent} is full",
-            "Free some space and run again: finished shards are kept, and only what was in flight is redone.",
-        ) from error
-
-
-def _schema(kind: type) -> pa.Schema:
-    return to_table([], kind).schema
-
-
-def _link(source: str, target: str) -> None:
-    try:
-        os.link(source, target)
-    except OSError:
-        shutil.copy2(source, target)
 
 
 def _hash(data: bytes) -> str:

@@ -8,10 +8,10 @@ from dpo_data.config import Recipe
 from dpo_data.dedup import distinct
 from dpo_data.errors import EmptyStage, EngineError, TooManyFailures
 from dpo_data.formats.prompts import is_held_out, read_prompts
-from dpo_data.models import model_revision
+from dpo_data.models import engine_revision
 from dpo_data.provenance import file_hash
 from dpo_data.rows import DroppedPrompt, Prompt, Sample, batched
-from dpo_data.rundir import RunDir, Stage
+from dpo_data.rundir import RunDir
 from dpo_data.seams import Progress, answer
 from dpo_data.share import find
 
@@ -22,7 +22,7 @@ def sample(recipe: Recipe, run: RunDir, progress: Progress) -> dict[str, Any]:
     stage.open(settings(recipe), inputs(recipe, run))
     if stage.manifest:
         return stage.manifest
-    counts = _count(recipe, stage)
+    counts, repeated = _count(recipe)
     engine = recipe.sample.engine.build()
     with closing(engine):
         progress("sample", 0, counts["prompts"])
@@ -40,24 +40,30 @@ def sample(recipe: Recipe, run: RunDir, progress: Progress) -> dict[str, Any]:
             f"{len(failed)} of {counts['prompts']} prompts could not be sampled; the first: {failed[0]}",
             f"Mend the cause and delete {stage.path}, or raise sample.max_failed.",
         )
+    stage.write("dropped.parquet", repeated, DroppedPrompt)
     return stage.finish(
-        **counts, failed=len(failed), model=engine.model, model_revision=_revision(recipe), sampling=recipe.sample.sampling
+        **counts,
+        failed=len(failed),
+        model=engine.model,
+        model_revision=engine_revision(recipe.sample.engine),
+        sampling=recipe.sample.sampling,
     )
 
 
 def settings(recipe: Recipe) -> dict[str, Any]:
     """What of the recipe decides this stage's rows."""
-    return {"seed": recipe.seed, **recipe.model_dump(mode="json", include={"prompts", "sample"})}
+    kept = recipe.model_dump(mode="json", include={"prompts", "sample"}, exclude={"sample": {"max_failed"}})
+    return {"seed": recipe.seed, **kept}
 
 
 def inputs(recipe: Recipe, run: RunDir) -> dict[str, Any]:
     """Content hashes of what this stage reads."""
     path = find(recipe.prompts.path)
-    return {"prompts": file_hash(path) if path.is_file() else None, "model": _revision(recipe)}
+    return {"prompts": file_hash(path) if path.is_file() else None, "model": engine_revision(recipe.sample.engine)}
 
 
-def _count(recipe: Recipe, stage: Stage) -> dict[str, int]:
-    """Read all prompts once before an engine starts: a bad line is met now, and repeated prompts are kept with their reason."""
+def _count(recipe: Recipe) -> tuple[dict[str, int], list[DroppedPrompt]]:
+    """Read all prompts once before an engine starts: a bad line is met now. The repeated ones come back with their reason."""
     counts = dict.fromkeys(("read", "duplicates", "held_out", "prompts"), 0)
     repeated: list[DroppedPrompt] = []
     prompts = recipe.prompts
@@ -70,8 +76,7 @@ def _count(recipe: Recipe, stage: Stage) -> dict[str, int]:
             counts["held_out" if is_held_out(row, prompts.holdout, recipe.seed) else "prompts"] += 1
     if not counts["prompts"]:
         raise EmptyStage(f"No prompt to sample in {recipe.prompts.path}", "Check the file, prompts.holdout and prompts.limit.")
-    stage.write("dropped.parquet", repeated, DroppedPrompt)
-    return counts
+    return counts, repeated
 
 
 def _kept(recipe: Recipe) -> Iterator[Prompt]:
@@ -79,8 +84,3 @@ def _kept(recipe: Recipe) -> Iterator[Prompt]:
     for row in distinct(read_prompts(recipe.prompts.path, recipe.prompts.limit)):
         if isinstance(row, Prompt) and not is_held_out(row, recipe.prompts.holdout, recipe.seed):
             yield row
-
-
-def _revision(recipe: Recipe) -> str | None:
-    engine: Any = recipe.sample.engine
-    return model_revision(engine.model, engine.revision) if engine.type == "vllm" else None

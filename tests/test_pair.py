@@ -181,13 +181,19 @@ def test_each_filter_by_example() -> None:
     assert empty(a_pair(rejected="")) is None
 
 
+def run_all(recipe: Recipe, run: RunDir) -> None:
+    """Every stage, without the report."""
+    for name in pipeline.stages_of(recipe):
+        pipeline.run_stage(name, recipe, run, lambda *_: None)
+
+
 @pytest.fixture
 def paired(tmp_path: Path, recipe: Callable[..., Recipe]) -> Callable[..., RunDir]:
     """Runs a recipe to its pairs."""
 
     def run(name: str = "run", **tables: Any) -> RunDir:
         made = RunDir(tmp_path / name)
-        pipeline.run(recipe(120, pair={"test": 0.25}, **tables), made)
+        run_all(recipe(120, pair={"test": 0.25}, **tables), made)
         return made
 
     return run
@@ -220,6 +226,6 @@ def test_the_split_is_by_prompt_and_knows_no_judge(paired: Callable[..., RunDir]
 def test_a_run_with_no_pair_ends_with_what_dropped_them(tmp_path: Path, recipe: Callable[..., Recipe]) -> None:
     made = RunDir(tmp_path / "run")
     with pytest.raises(EmptyStage, match=r"No pair is left of 20 prompts \(18 tie, 2 truncated\)"):
-        pipeline.run(recipe(20, rank={"judge": {"type": "rule", "rule": "valid_json"}}), made)
+        run_all(recipe(20, rank={"judge": {"type": "rule", "rule": "valid_json"}}), made)
     assert not made.stage("pair").manifest
     assert not list(made.stage("pair").path.glob("*.parquet"))

@@ -1,0 +1,86 @@
+"""Files that appear whole or not at all, and what goes wrong with files."""
+
+import errno
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from dpo_data.errors import InputError, OutOfDisk
+from dpo_data.rows import Row, from_table
+
+PARQUET: dict[str, Any] = dict(compression="zstd", compression_level=3, use_content_defined_chunking=True)
+"""How all Parquet is written."""
+
+
+def read_rows(path: Path, kind: type[Row]) -> Iterator[Row]:
+    """The rows of one canonical Parquet file, a row group at a time. Raises InputError where it cannot be read."""
+    with _whole(path), pq.ParquetFile(path) as file:
+        for group in range(file.num_row_groups):
+            yield from from_table(file.read_row_group(group), kind)
+
+
+def read_column(path: Path, name: str) -> list[Any]:
+    """One column's values of a Parquet file. Raises InputError where it cannot be read."""
+    with _whole(path), pq.ParquetFile(path) as file:
+        values: list[Any] = file.read(columns=[name]).column(0).to_pylist()
+    return values
+
+
+@contextmanager
+def _whole(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except (pa.ArrowException, OSError) as error:
+        raise InputError(
+            f"{path} cannot be read: {error}", "Delete it, with its folder's manifest.json, and run again to redo it alone."
+        ) from None
+
+
+def write_atomically(path: Path, data: bytes | memoryview) -> Path:
+    """Write a file that appears whole or not at all, and is on the disk when this returns. Raises OutOfDisk."""
+    partial = partial_of(path)
+    with disk(partial):
+        partial.write_bytes(data)
+        appear(partial, path)
+    return path
+
+
+def partial_of(path: Path) -> Path:
+    """Where a file or folder is while it is written."""
+    return path.with_name(f".{path.name}.tmp")
+
+
+def appear(partial: Path, path: Path) -> None:
+    """Give a file that is written its name, once its bytes are on the disk."""
+    with partial.open("rb") as file:
+        os.fsync(file.fileno())
+    os.replace(partial, path)
+
+
+@contextmanager
+def disk(partial: Path) -> Iterator[None]:
+    """Turns a full disk into its own error, and leaves no half-written file behind."""
+    try:
+        yield
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise OutOfDisk(
+            f"The disk of {partial.parent} is full",
+            "Free some space and run again: finished shards are kept, and only what was in flight is redone.",
+        ) from error
+
+
+def link(source: str, target: str) -> None:
+    """The same file at a second place: a hard link, or a copy where the file system has none."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)
