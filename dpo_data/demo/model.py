@@ -26,7 +26,7 @@ TEMPLATE = (
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 """Ends with the end token and nothing after it, so that DPO trains exactly what vLLM samples."""
-STEPS, BATCH, LEARNING_RATE, COPIES, CONCISE = 500, 48, 5e-3, 8, 0.2
+STEPS, BATCH, LEARNING_RATE, COPIES, CONCISE = 700, 48, 5e-3, 8, 0.25
 
 Encoded = tuple[list[int], list[int]]
 """A conversation's token ids, and its labels: −100 where nothing is learnt."""
