@@ -1,4 +1,4 @@
-"""Progress bars in a terminal, one a stage."""
+"""Progress bars in a terminal, one a stage; none where nobody watches."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,7 +16,7 @@ def bars() -> Iterator[Progress]:
 
     def progress(stage: str, done: int, total: int) -> None:
         if stage not in open_bars:
-            open_bars[stage] = tqdm(total=total, desc=f"{stage:<16}", unit=" rows", dynamic_ncols=True)
+            open_bars[stage] = tqdm(total=total, desc=f"{stage:<16}", unit=" rows", dynamic_ncols=True, disable=None)
         bar = open_bars[stage]
         bar.total = total
         bar.update(done - bar.n)
