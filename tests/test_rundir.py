@@ -244,6 +244,8 @@ class TestStale:
         before = stamps(run.path)
         run_all(judged(0.8), run)
         assert before.items() <= stamps(run.path).items()
+        sampled = {"n": 4, "max_tokens": 8, "shard_size": 8, "max_failed": 0.5, "engine": {"type": "echo"}}
+        pipeline.run_stage("sample", recipe(sample=sampled), run, lambda *_: None)
 
     def test_a_model_is_looked_for_before_anything_is_written(self, tmp_path: Path, recipe: Make) -> None:
         run = RunDir(tmp_path / "run")
