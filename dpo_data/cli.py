@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from dpo_data.errors import DpoDataError
+from dpo_data.errors import DpoDataError, InputError
 
 if TYPE_CHECKING:
     from dpo_data.config import Recipe
@@ -25,8 +25,9 @@ STAGE_HELP = {
 def main(argv: list[str] | None = None) -> int:
     """Run one command. Returns the exit code: 0, an error's own, or 130 after Ctrl-C."""
     given = parser().parse_args(argv)
-    logging.basicConfig(format="%(message)s")
-    logging.getLogger().handlers[0].setLevel(logging.WARNING)
+    grave = logging.StreamHandler()
+    grave.setLevel(logging.WARNING)
+    logging.basicConfig(format="%(message)s", handlers=[grave])
     try:
         return int(given.command(given) or 0)
     except DpoDataError as error:
@@ -158,6 +159,8 @@ def _report(given: argparse.Namespace) -> None:
     from dpo_data.rundir import RunDir
 
     run = RunDir(given.run)
+    if not (run.path / "recipe.toml").is_file():
+        raise InputError(f"No run with a finished stage at {run.path}", "Name a run directory, as runs/demo.")
     print(last_words(report(load(run.path / "recipe.toml"), run), run))
 
 

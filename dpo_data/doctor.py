@@ -5,6 +5,7 @@ import platform
 import shutil
 import sys
 import urllib.request
+from http.client import HTTPException
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -59,5 +60,5 @@ def _prefect() -> Check:
     try:
         with urllib.request.urlopen(f"{url}/health", timeout=2) as answer:
             return "ok", "prefect", f"server at {url}" if answer.status == 200 else f"{url} answers {answer.status}"
-    except OSError:
+    except (OSError, ValueError, HTTPException):
         return "warn", "prefect", f"no server at {url}: `dpo-data deploy` starts one (only schedules need it)"
