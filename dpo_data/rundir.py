@@ -135,6 +135,7 @@ class Stage:
         return write_atomically(self.path / name, text.encode())
 
     def write_table(self, name: str, table: pa.Table) -> Path:
+        """Write an Arrow table to one Parquet file, which appears whole or not at all."""
         sink = pa.BufferOutputStream()
         pq.write_table(table, sink, **PARQUET)
         return write_atomically(self.path / name, memoryview(sink.getvalue()))

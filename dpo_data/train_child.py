@@ -12,6 +12,7 @@ from dpo_data.errors import TrainError
 
 
 def work(parent: Parent) -> None:
+    """Do the one job that the parent sends, and tell it of every step and of the end."""
     job = parent.receive()
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(name)s: %(message)s")
     try:

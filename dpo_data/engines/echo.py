@@ -26,6 +26,8 @@ class Echo(Settings):
 
 @dataclass
 class EchoEngine:
+    """Answers one request after the other, in their order."""
+
     delay: float = 0.0
     model: str = "echo"
 

@@ -11,6 +11,7 @@ from dpo_data.child import Parent
 
 
 def serve(parent: Parent) -> None:
+    """Start vLLM with the settings that come first, then answer requests for as long as the parent lives."""
     settings = parent.receive()
     try:
         engine = _Engine(settings)
