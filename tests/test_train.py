@@ -1,0 +1,166 @@
+"""Training on a tiny random model: what TRL is given, what comes back, and going on after a kill."""
+
+import json
+import math
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from dpo_data.config import Recipe
+from dpo_data.errors import EngineError, TrainError
+from dpo_data.rows import DroppedPair, PreferencePair, prompt_id
+from dpo_data.rundir import RunDir
+from dpo_data.train import train
+from dpo_data.train_child import last_checkpoint
+
+Made = Callable[..., tuple[Recipe, RunDir]]
+
+
+def silent(stage: str, done: int, total: int) -> None: ...
+
+
+def a_pair(at: int, chosen: str, rejected: str) -> PreferencePair:
+    prompt = [{"role": "user", "content": f"What is {at} plus {at}?"}]
+    said = [[{"role": "assistant", "content": text}] for text in (chosen, rejected)]
+    return PreferencePair(prompt_id(prompt), prompt, *said, f"c{at}", f"r{at}", 1.0, 0.0, 1.0, "rule:concise", "tiny", "made")
+
+
+def pairs(count: int) -> list[PreferencePair]:
+    return [a_pair(at, str(2 * at), f"The sum of the numbers {at} and {at} is equal to {2 * at}.") for at in range(count)]
+
+
+@pytest.fixture
+def made(recipe: Callable[..., Recipe], tiny_model: str, tmp_path: Path) -> Made:
+    """A recipe that trains the tiny model, and a run whose pairs are there already."""
+
+    def make(rows: list[PreferencePair], test: list[PreferencePair], **settings: Any) -> tuple[Recipe, RunDir]:
+        run = RunDir(tmp_path / f"run-{len(list(tmp_path.iterdir()))}")
+        stage = run.stage("pair").open({}, {})
+        stage.write("train.parquet", rows, PreferencePair)
+        stage.write("test.parquet", test, PreferencePair)
+        stage.write("dropped.parquet", [], DroppedPair)
+        stage.finish(prompts=len(rows) + len(test), train=len(rows), test=len(test), dropped={})
+        given = {"model": tiny_model, "learning_rate": 1e-3, "epochs": 2, "batch_size": 8, **settings}
+        return recipe(4, train=given), run
+
+    return make
+
+
+def weights(run: RunDir) -> dict[str, Any]:
+    from safetensors.torch import load_file
+
+    return dict(load_file(next((run.stage("train").path / "model").glob("*.safetensors"))))
+
+
+def tokens(model: str, pair: PreferencePair) -> int:
+    """The length of a pair's longer side by the model's own template."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    sides = (pair.prompt + side for side in (pair.chosen, pair.rejected))
+    return max(len(tokenizer.apply_chat_template(side, tokenize=True, return_dict=False)) for side in sides)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["lora", "full"])
+def test_trains_what_it_was_given(made: Made, tiny_model: str, method: str) -> None:
+    """One pair of 41 does not fit: it is left out and counted, and no other loses a token."""
+    rows = pairs(40)
+    fits = max(tokens(tiny_model, pair) for pair in rows)
+    recipe, run = made([*rows, a_pair(99, "198", "word " * 80)], pairs(48)[40:], method=method, max_length=fits)
+    steps: list[tuple[int, int]] = []
+    manifest = train(recipe, run, lambda stage, done, total: steps.append((done, total)))
+
+    assert (manifest["pairs"], manifest["too_long"], manifest["max_length"]) == (40, 1, fits)
+    assert (manifest["steps"], manifest["resumed_at"], manifest["precision"]) == (10, 0, "fp32")
+    assert steps == [(at, 10) for at in range(1, 11)]
+    history = json.loads((run.stage("train").path / "metrics.json").read_text())
+    losses = [entry["loss"] for entry in history if "loss" in entry]
+    assert losses[0] == pytest.approx(math.log(2), abs=1e-3)  # policy and reference are the same model at first
+    assert losses[-1] < losses[0]
+    assert {"rewards/margins", "rewards/accuracies", "logps/chosen", "logps/rejected"} <= set(history[0])
+    assert 0 <= manifest["held_out"]["rewards/accuracies"] <= 1
+    assert sorted(path.name for path in run.stage("train").path.iterdir()) == [
+        "manifest.json",
+        "metrics.json",
+        "model",
+        "recipe.json",
+    ]
+    assert train(recipe, run, silent) == manifest
+
+
+@pytest.mark.slow
+def test_killed_training_goes_on_from_its_checkpoint(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On one thread the weights are those of an unbroken training, bit for bit."""
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    settings = {"epochs": 4, "save_steps": 5, "args": {"logging_steps": 1}}
+    recipe, whole = made(pairs(40), [], **settings)
+    train(recipe, whole, silent)
+    recipe, broken = made(pairs(40), [], **settings)
+    checkpoints = broken.stage("train").path / "checkpoints"
+
+    def kill() -> None:
+        until = time.monotonic() + 120
+        while time.monotonic() < until:
+            if last_checkpoint(checkpoints):
+                for child in psutil.Process().children():
+                    if any("train_child" in word for word in child.cmdline()):
+                        os.kill(child.pid, signal.SIGKILL)
+                        return
+            time.sleep(0.01)
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    with pytest.raises(EngineError, match="SIGKILL"):
+        train(recipe, broken, silent)
+    killer.join()
+    (checkpoints / "checkpoint-19").mkdir()
+    (checkpoints / "checkpoint-19" / "trainer_state.json").write_text('{"half": ')  # as a kill during a save leaves it
+
+    assert train(recipe, broken, silent)["resumed_at"] in (5, 10, 15, 20)
+    expected, found = weights(whole), weights(broken)
+    assert expected.keys() == found.keys()
+    for name in expected:
+        assert found[name].equal(expected[name]), name
+
+
+def test_only_a_whole_checkpoint_counts(tmp_path: Path) -> None:
+    for number, state in ((5, "{}"), (10, "{}"), (15, '{"half'), (20, None)):
+        folder = tmp_path / f"checkpoint-{number}"
+        folder.mkdir()
+        if state is not None:
+            (folder / "trainer_state.json").write_text(state)
+    found = last_checkpoint(tmp_path)
+    assert found is not None and found.name == "checkpoint-10"
+    assert last_checkpoint(tmp_path / "nothing") is None
+
+
+@pytest.mark.slow
+def test_errors_say_what_to_mend(made: Made, tiny_model: str, tmp_path: Path) -> None:
+    import shutil
+
+    recipe, run = made(pairs(8), [], args={"betta": 1})
+    with pytest.raises(TrainError, match=r"betta.*\[train.args\]"):
+        train(recipe, run, silent)
+    recipe, run = made(pairs(8), [], max_length=8)
+    with pytest.raises(TrainError, match="No pair fits into max_length 8 tokens; the shortest needs"):
+        train(recipe, run, silent)
+    bare = tmp_path / "bare"
+    shutil.copytree(tiny_model, bare)
+    (bare / "chat_template.jinja").unlink()
+    recipe, run = made(pairs(8), [], model=str(bare))
+    with pytest.raises(TrainError, match="has no chat template"):
+        train(recipe, run, silent)
+
+
+def test_an_engine_without_weights_cannot_be_trained(made: Made) -> None:
+    recipe, run = made(pairs(8), [], model=None)
+    with pytest.raises(TrainError, match=r"'echo' names no weights to train\. Set train\.model"):
+        train(recipe, run, silent)
