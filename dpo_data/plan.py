@@ -17,7 +17,7 @@ def plan(recipe: Recipe, run: RunDir) -> str:
     todo = [name for name in stages_of(recipe) if name not in done]
     lines = [
         f"{recipe.name}: {run.path}",
-        f"  prompts      {counts['sampled']:>9,} ({counts['held_out']:,} more held out, {counts['duplicates']:,} duplicates dropped)",
+        f"  prompts      {counts['sampled']:>9,} ({counts['held_out']:,} more held out, {counts['duplicates']:,} repeated)",
         f"  completions  {counts['completions']:>9,} (n = {recipe.sample.n}), at most {counts['tokens']:,} tokens",
         f"  judge calls  {counts['judge_calls']:>9,} ({recipe.rank.judge.type})",
         f"  shards       {counts['shards']:>9,} of {recipe.sample.shard_size} prompts",

@@ -78,7 +78,7 @@ def test_every_command_is_in_the_readme() -> None:
 
 def test_a_run_from_its_plan_to_its_report(say: Say, folder: Path) -> None:
     planned = say("plan", "try.toml")
-    assert re.search(r"prompts +30 \(0 .*held out, 0 dup", planned) and re.search(r"completions +120 ", planned)
+    assert re.search(r"prompts +30 \(0 .*held out, 0 rep", planned) and re.search(r"completions +120 ", planned)
     assert "finished     nothing yet" in planned and not (folder / "runs").exists(), "a plan does nothing"
     assert "runs/try/report.html" in say("run", "try.toml")
     assert "finished     sample, rank, pair\n  to do        nothing" in say("plan", "try.toml")
