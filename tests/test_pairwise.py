@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dpo_data.errors import TemplateError
-from dpo_data.judges.pairwise import SCHEMA, Pairwise, PairwiseJudge, read_verdict, schedule
+from dpo_data.judges.pairwise import Pairwise, PairwiseJudge, read_verdict, schedule, schema
 from dpo_data.rows import Completion, Ranking, Sample
 from dpo_data.seams import Completed, Output, Request, Sampling
 from dpo_data.share import SHIPPED
@@ -39,7 +39,7 @@ class Scripted:
     def close(self) -> None: ...
 
     def _answer(self, request: Request) -> Completed:
-        assert request.schema == SCHEMA
+        assert request.schema == schema(300)
         self.asked += 1
         _, a, b = request.messages[-1]["content"].split("\x00")
         said = self.verdict(a, b)
@@ -61,7 +61,7 @@ def group(*said: str, prompt_id: str = "p") -> Sample:
 
 
 def judge(engine: Scripted, opponents: int = 4) -> PairwiseJudge:
-    return PairwiseJudge("pairwise:scripted", engine, PLAIN, opponents, {}, 0)
+    return PairwiseJudge("pairwise:scripted", engine, PLAIN, opponents, schema(300), {}, 0)
 
 
 def rank(engine: Scripted, *said: str, opponents: int = 4) -> Ranking:
@@ -238,7 +238,7 @@ def test_a_request_names_both_answers_in_both_orders() -> None:
     template = load_template(Pairwise().template, ("prompt", "answer_a", "answer_b"))
     talk = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Name {{ a }} river"}]
     sample = replace(group("the Rhine", "{{ prompt }} <b>"), prompt=talk)
-    list(PairwiseJudge("j", Recorder(longer), template, 4, {}, 0).rank([sample]))
+    list(PairwiseJudge("j", Recorder(longer), template, 4, schema(300), {}, 0).rank([sample]))
     straight, swapped = (request.messages[-1]["content"] for request in seen)
     for text in (straight, swapped):
         for part in ("System: Be brief.", "User: Name {{ a }} river", "the Rhine", "{{ prompt }} <b>"):
@@ -283,3 +283,10 @@ def test_a_changed_template_is_another_input(tmp_path: Path) -> None:
     (tmp_path / "b.md").write_text(text + "!")
     of = [Pairwise(template=str(path)).inputs()["template"] for path in (tmp_path / "a.md", tmp_path / "b.md")]
     assert of[0] == Pairwise().inputs()["template"] != of[1]
+
+
+def test_a_verdict_alone_or_after_a_bounded_reason() -> None:
+    """The reason comes first in the schema, so that an engine that follows it lets the model think before it decides."""
+    assert list(schema(120)["properties"]) == schema(120)["required"] == ["reason", "winner"]
+    assert schema(120)["properties"]["reason"]["maxLength"] == 120
+    assert list(schema(0)["properties"]) == schema(0)["required"] == ["winner"]

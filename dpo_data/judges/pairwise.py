@@ -17,33 +17,28 @@ from dpo_data.rows import Ranking, Sample, request_seed
 from dpo_data.seams import Completed, Engine, Request, Settings, abstention
 from dpo_data.templates import Template, ask, conversation, load_template
 
-SCHEMA: dict[str, Any] = {
-    "type": "object",
-    "properties": {
-        "reason": {"type": "string", "maxLength": 300},
-        "winner": {"type": "string", "enum": ["A", "B", "tie"]},
-    },
-    "required": ["reason", "winner"],
-    "additionalProperties": False,
-}
 MIRRORED = {"A": "B", "B": "A", "tie": "tie"}
 POINTS = {"A": 1.0, "tie": 0.5, "B": 0.0}
 
 
 class Pairwise(Settings):
     """`engine` is who judges; without it, the engine that sampled does. Each answer meets about `opponents` others, or all of
-    them where there are no more. `params` are the judge's own sampling parameters."""
+    them where there are no more. `reason` is the most characters it may give its reason before the verdict; 0 asks for the
+    verdict alone. `params` are the judge's own sampling parameters; `max_tokens` must leave room for the reason."""
 
     type: Literal["pairwise"] = "pairwise"
     engine: EngineSettings | None = None
     template: str = "prompts/judges/pairwise.md"
     opponents: int = Field(4, ge=2)
+    reason: int = Field(300, ge=0)
     params: dict[str, Any] = {"temperature": 0.0, "max_tokens": 256}
 
     def build(self, sampler: Settings, seed: int) -> "PairwiseJudge":
         template = load_template(self.template, ("prompt", "answer_a", "answer_b"))
         engine: Engine = (self.engine or sampler).build()  # type: ignore[attr-defined]
-        return PairwiseJudge(f"pairwise:{engine.model}", engine, template, self.opponents, self.params, seed)
+        return PairwiseJudge(
+            f"pairwise:{engine.model}", engine, template, self.opponents, schema(self.reason), self.params, seed
+        )
 
     def inputs(self) -> dict[str, str]:
         """Content hashes of the files that decide the judge's verdicts."""
@@ -52,6 +47,13 @@ class Pairwise(Settings):
     def calls(self, n: int) -> int:
         """How often the judge is asked for one prompt with n answers."""
         return 2 * len(schedule(n, self.opponents))
+
+
+def schema(reason: int) -> dict[str, Any]:
+    """The JSON schema of a verdict, after a reason of at most so many characters, or none for 0."""
+    verdict = {"winner": {"type": "string", "enum": list(POINTS)}}
+    parts = {"reason": {"type": "string", "maxLength": reason}, **verdict} if reason else verdict
+    return {"type": "object", "properties": parts, "required": list(parts), "additionalProperties": False}
 
 
 def schedule(n: int, opponents: int) -> list[tuple[int, int]]:
@@ -93,6 +95,7 @@ class PairwiseJudge:
     engine: Engine
     template: Template
     opponents: int
+    schema: dict[str, Any]
     params: dict[str, Any]
     seed: int
 
@@ -134,7 +137,7 @@ class PairwiseJudge:
             answer_b=group.completions[second].text,
         )
         id = f"{group.prompt_id}/{a}/{b}/{'swapped' if swapped else 'straight'}"
-        return Request(id, ask(text), request_seed(self.seed, id), SCHEMA)
+        return Request(id, ask(text), request_seed(self.seed, id), self.schema)
 
     def _decide(self, of: _Open) -> Ranking:
         points: list[list[float]] = [[] for _ in of.group.completions]
