@@ -97,9 +97,10 @@ class Child:
             os.killpg(self._process.pid, signal.SIGKILL)
 
     def root_cause(self) -> str:
-        """The first exception in what the child printed last; its last line where there is none."""
-        named = (re.search(r"\b[A-Z]\w*(Error|Exception): .+", line) for line in list(self._last))
-        return next((found.group(0) for found in named if found), "".join(list(self._last)[-1:]).strip())[:500]
+        """The first exception in what the child printed last, on one line; its last line where there is none."""
+        lines = list(self._last)
+        found = re.search(r"\b[A-Z]\w*(Error|Exception): .+(\n[ \t].+)*", "\n".join(lines))  # a long one goes on, indented
+        return " ".join((found.group(0) if found else "".join(lines[-1:])).split())[:500]
 
 
 class Parent:

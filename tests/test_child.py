@@ -33,7 +33,7 @@ def fail(parent: Parent) -> None:
     print("starting", flush=True)
     print("INFO ValueError happens to be named in passing", flush=True)
     try:
-        raise OSError("the disk is on fire")
+        raise OSError("the disk\n  is on fire")
     except OSError as error:
         raise RuntimeError("cannot go on") from error
 

@@ -3,7 +3,12 @@
 import difflib
 import inspect
 import json
+import multiprocessing
+import os
+import sys
+import threading
 import traceback
+from multiprocessing import connection
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +24,7 @@ def serve(parent: Parent) -> None:
         traceback.print_exc()
         parent.send({"failed": _line(error)})
         return
+    threading.Thread(target=_watch, daemon=True).start()
     parent.send({"max_num_seqs": engine.max_num_seqs})
     while True:
         arrived = list(parent.received()) or ([] if engine.live else [parent.receive()])
@@ -29,6 +35,15 @@ def serve(parent: Parent) -> None:
         if engine.live:
             for answer in engine.step():
                 parent.send(answer)
+
+
+def _watch() -> None:
+    """vLLM waits for ever for the answer of a core that was killed, as for its memory: go with it, so that the parent hears."""
+    cores: dict[Any, Any] = {core.sentinel: core for core in multiprocessing.active_children()}
+    for dead in connection.wait(list(cores)):
+        cores[dead].join()
+        print(f"RuntimeError: vLLM's engine core ended with exit code {cores[dead].exitcode}", file=sys.stderr, flush=True)
+        os._exit(1)
 
 
 class _Engine:

@@ -1,0 +1,333 @@
+"""The real vLLM engine, on this machine's CPU or GPU. An engine takes half a minute to start, so most tests share one."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from test_child import gone
+
+from dpo_data.child import Child, Parent
+from dpo_data.config import dump, parse
+from dpo_data.engines import vllm_child
+from dpo_data.engines.vllm import Vllm, VllmEngine
+from dpo_data.engines.vllm_child import _Engine
+from dpo_data.errors import EngineError
+from dpo_data.formats.prompts import read_prompts
+from dpo_data.pipeline import STAGES
+from dpo_data.rows import Sample
+from dpo_data.rundir import RunDir, Stage
+from dpo_data.seams import Completed, Request, answer
+
+pytest.importorskip("vllm")
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+
+ARGS = {"dtype": "float32", "max_num_seqs": 64}
+SCHEMA: dict[str, Any] = {
+    "type": "object",
+    "properties": {"why": {"type": "string", "maxLength": 8}, "winner": {"type": "string", "enum": ["A", "B", "tie"]}},
+    "required": ["why", "winner"],
+    "additionalProperties": False,
+}
+
+
+@pytest.fixture(scope="module")
+def engine(tiny_model: str) -> Iterator[VllmEngine]:
+    made = Vllm(model=tiny_model, args=ARGS).build()
+    yield made
+    made.close()
+
+
+def ask(text: str, seed: int = 0, id: str = "", schema: dict[str, Any] | None = None) -> Request:
+    return Request(id or f"{text}/{seed}", [{"role": "user", "content": text}], seed, schema)
+
+
+def questions(count: int) -> list[Request]:
+    return [ask(f"Question {at}: name {at + 2} rivers", seed=at * 7919) for at in range(count)]
+
+
+def answers(engine: VllmEngine, requests: list[Request], **sampling: Any) -> dict[str, Completed]:
+    """What comes back, by id, when none comes twice."""
+    came = list(engine.complete(iter(requests), {"temperature": 1.0, "max_tokens": 8, **sampling}))
+    assert len({one.id for one in came}) == len(came)
+    return {one.id: one for one in came}
+
+
+def tree(pid: int) -> list[int]:
+    """A process and all below it."""
+    return [pid, *(child.pid for child in psutil.Process(pid).children(recursive=True))]
+
+
+def test_every_request_is_answered_n_times(engine: VllmEngine) -> None:
+    came = answers(engine, questions(10), n=3, max_tokens=6)
+    assert set(came) == {request.id for request in questions(10)}
+    for one in came.values():
+        assert one.error is None and len(one.outputs) == 3
+        for output in one.outputs:
+            assert output.n_tokens is not None and 1 <= output.n_tokens <= 6
+            assert output.finish_reason == ("length" if output.n_tokens == 6 else "stop")
+            assert output.logprob is not None and output.logprob < 0
+    assert len({output.text for one in came.values() for output in one.outputs}) > 25, "the answers to a prompt differ"
+
+
+def test_requests_are_pulled_as_others_finish(engine: VllmEngine) -> None:
+    pulled = 0
+
+    def requests() -> Iterator[Request]:
+        nonlocal pulled
+        for request in questions(300):
+            pulled += 1
+            yield request
+
+    ahead = []
+    for count, _ in enumerate(engine.complete(requests(), {"n": 4, "max_tokens": 4})):
+        ahead.append(pulled - count)
+    assert len(ahead) == pulled == 300
+    assert max(ahead) == 4 * ARGS["max_num_seqs"] / 4, "four full batches are on the way, and never more"
+
+
+def test_a_seed_decides_the_answer_whatever_the_order(engine: VllmEngine) -> None:
+    forth = answers(engine, questions(60), n=2)
+    back = answers(engine, questions(60)[::-1], n=2)
+    same = sum([o.text for o in forth[id].outputs] == [o.text for o in back[id].outputs] for id in forth)
+    print(f"{same} of 60 groups are the same in another order")
+    assert same >= 57, "batched otherwise, rounding may differ, and seldom turns a token"
+    seeds = answers(engine, [ask("Name a river", seed) for seed in range(20)])
+    assert len({one.outputs[0].text for one in seeds.values()}) > 15
+
+
+def test_a_prompt_that_is_too_long_fails_alone(engine: VllmEngine) -> None:
+    came = answers(engine, [*questions(5), ask("x " * 5000, id="long"), *questions(9)[5:]], n=2)
+    assert "4096" in str(came["long"].error) and "\n" not in str(came["long"].error)
+    assert [id for id, one in came.items() if one.error or len(one.outputs) != 2] == ["long"]
+
+
+def test_parameters_of_vllm_pass_through_and_act(engine: VllmEngine) -> None:
+    plain = answers(engine, questions(20), max_tokens=40)
+    stopped = answers(engine, questions(20), max_tokens=40, stop=["e"], include_stop_str_in_output=True)
+    for id, one in stopped.items():
+        text = plain[id].outputs[0].text
+        assert one.outputs[0].text == text[: text.find("e") + 1] if "e" in text else text
+    assert any(one.outputs[0].finish_reason == "stop" for one in stopped.values())
+    twins = answers(engine, [ask("Name a river", seed) for seed in range(8)], min_p=1.0)
+    assert len({one.outputs[0].text for one in twins.values()}) == 1, "min_p = 1 leaves the likeliest token alone"
+    repeated = answers(engine, questions(20), temperature=0.0, max_tokens=40)
+    punished = answers(engine, questions(20), temperature=0.0, max_tokens=40, repetition_penalty=10.0)
+    assert repeated != punished
+
+
+def test_answers_meet_a_schema(engine: VllmEngine) -> None:
+    requests = [ask("Which is better?", seed, schema=SCHEMA) for seed in range(64)]
+    texts = [one.outputs[0].text for one in answers(engine, requests, max_tokens=64).values()]
+    verdicts = [json.loads(text, strict=False) for text in texts]  # xgrammar lets a bare control character into a string
+    assert {verdict["winner"] for verdict in verdicts} == {"A", "B", "tie"}
+    assert all(len(verdict["why"]) <= 8 for verdict in verdicts)
+
+
+def test_logprob_is_the_sum_under_the_model_itself(engine: VllmEngine, tiny_model: str) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model)
+    model = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32).eval()
+    # top_k = 1 makes the tokens known; under what is sampled from, each then has log-prob 0, under the model it has not
+    for request in questions(5):
+        ids = tokenizer.apply_chat_template(
+            request.messages, add_generation_prompt=True, return_dict=False, return_tensors="pt"
+        )
+        one = answers(engine, [request], top_k=1, temperature=2.0, max_tokens=12)[request.id]
+        with torch.no_grad():
+            whole = model.generate(ids, max_new_tokens=12, do_sample=False)
+            logprobs = model(whole).logits[0, :-1].log_softmax(-1)
+        said = whole[0, ids.shape[1] :]
+        total = logprobs[ids.shape[1] - 1 :].gather(1, said[:, None]).sum().item()
+        assert one.outputs[0].text == tokenizer.decode(said, skip_special_tokens=True)
+        assert one.outputs[0].logprob == pytest.approx(total, abs=1e-3)
+
+
+class WithoutModel(_Engine):
+    """The child's side before any request: enough to be asked for sampling parameters."""
+
+    def __init__(self, settings: dict[str, Any]):
+        self.max_num_seqs, self.live, self._sampling = 8, 0, {}
+
+
+def serve_without_model(parent: Parent) -> None:
+    vllm_child._Engine = WithoutModel  # type: ignore[misc]
+    vllm_child.serve(parent)
+
+
+def test_an_unknown_parameter_is_refused_with_the_nearest(tiny_model: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def start(target: str, logger: str, env: dict[str, str]) -> Child:
+        return Child("test_vllm:serve_without_model", logger, {**env, "PYTHONPATH": str(Path(__file__).parent)})
+
+    monkeypatch.setattr("dpo_data.engines.vllm.Child", start)
+    made = Vllm(model=tiny_model).build()
+    pids = tree(made._child.pid)
+    with pytest.raises(EngineError, match=r"repetition_penalti'.*Did you mean 'repetition_penalty'") as caught:
+        answers(made, questions(50), repetition_penalti=1.1)
+    assert "\n" not in str(caught.value)
+    assert gone(pids)
+
+
+def test_one_bos_at_most(tiny_model: str) -> None:
+    """Where both the template and the tokenizer add a BOS, rendering to text and encoding that would give two."""
+    from tokenizers.processors import TemplateProcessing
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model)
+    bos = tokenizer.bos_token_id
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single="<s> $A", special_tokens=[("<s>", bos)])
+    message = {"messages": [{"role": "user", "content": "hello"}]}
+    child = _Engine.__new__(_Engine)
+    child._tokenizer = tokenizer
+    without = child._prompt(message)["prompt_token_ids"]
+    template = tokenizer.chat_template
+    tokenizer.chat_template = "{{ bos_token }}" + template
+    text = tokenizer.apply_chat_template(message["messages"], add_generation_prompt=True, tokenize=False)
+    assert tokenizer(text)["input_ids"][:2] == [bos, bos], "the trap is there"
+    ids = child._prompt(message)["prompt_token_ids"]
+    assert ids == [bos, *without] and bos not in without
+    tokenizer.chat_template = "{{ bos_token }}{{ bos_token }}" + template
+    with pytest.raises(ValueError, match="two BOS"):
+        child._prompt(message)
+
+
+def test_no_such_model() -> None:
+    with pytest.raises(EngineError, match="No model at '/no/such/model'") as caught:
+        Vllm(model="/no/such/model").build()
+    assert "\n" not in str(caught.value)
+
+
+def test_a_model_that_vllm_cannot_load(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"model_type": "no-such-type"}')
+    before = set(tree(psutil.Process().pid))
+    with pytest.raises(EngineError, match="vLLM cannot start with") as caught:
+        Vllm(model=str(tmp_path)).build()
+    assert "no-such-type" in str(caught.value) and "\n" not in str(caught.value)
+    assert gone(list(set(tree(psutil.Process().pid)) - before))
+
+
+def run_cli(recipe: str, run: Path) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "dpo_data.cli", "sample", recipe, "--run", str(run)]
+    return subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
+
+
+def after_shards(process: subprocess.Popen[str], stage: Stage, count: int) -> list[int]:
+    """Wait until that many shards are finished, and tell which processes are at it."""
+    deadline = time.monotonic() + 300
+    while len(stage.shards()) < count:
+        assert process.poll() is None, process.stderr and process.stderr.read()
+        assert time.monotonic() < deadline, "no shards"
+        time.sleep(0.02)
+    return tree(process.pid)
+
+
+def stamps(stage: Stage) -> dict[str, tuple[bytes, int]]:
+    return {path.name: (path.read_bytes(), path.stat().st_mtime_ns) for path in stage.shards()}
+
+
+def test_killed_and_interrupted_sampling_goes_on(
+    engine: VllmEngine, tiny_model: str, prompts: Callable[[int], str], tmp_path: Path
+) -> None:
+    args = {**ARGS, "max_num_seqs": 32}
+    recipe = parse(
+        {
+            "name": "killed",
+            "prompts": {"path": prompts(240)},
+            "sample": {
+                "n": 4,
+                "max_tokens": 96,
+                "shard_size": 8,
+                "engine": {"type": "vllm", "model": tiny_model, "args": args},
+            },
+            "rank": {"judge": {"type": "rule", "rule": "concise"}},
+        }
+    )
+    file, run = tmp_path / "recipe.toml", tmp_path / "run"
+    file.write_text(dump(recipe))
+    stage = RunDir(run).stage("sample")
+
+    killed = run_cli(str(file), run)
+    pids = after_shards(killed, stage, 3)
+    assert len(pids) > 2, "the engine has processes of its own"
+    killed.kill()
+    killed.wait()
+    assert gone(pids)
+    first = stamps(stage)
+    assert 3 <= len(first) < 30 and not stage.manifest
+
+    stopped = run_cli(str(file), run)
+    pids = after_shards(stopped, stage, len(first) + 3)
+    began = time.monotonic()
+    stopped.send_signal(signal.SIGINT)
+    _, told = stopped.communicate(timeout=60)
+    assert time.monotonic() - began < 5 and stopped.returncode == 130
+    assert "go on with `dpo-data sample" in told and "Traceback" not in told
+    assert gone(pids)
+    second = stamps(stage)
+    assert len(second) < 30
+
+    last = run_cli(str(file), run)
+    _, told = last.communicate(timeout=300)
+    assert last.returncode == 0, told
+    third = stamps(stage)
+    assert len(third) == 30 and stage.manifest is not None
+    assert {name: second[name] for name in first} == first and {name: third[name] for name in second} == second
+
+    unbroken = {row.prompt_id: row for row in answer(engine, read_prompts(recipe.prompts.path), recipe.sample.sampling, 0)}
+    rows = [row for path in stage.shards() if path.name not in second for row in stage.rows(Sample, path.name)]
+    same = sum([c.text for c in row.completions] == [c.text for c in unbroken[row.prompt_id].completions] for row in rows)
+    print(f"{len(first)} shards outlived SIGKILL, {len(second)} then SIGINT; of {len(rows)} prompts sampled after, {same} same")
+    assert same >= 0.9 * len(rows)
+
+
+def test_the_whole_pipeline(tiny_model: str, prompts: Callable[[int], str], tmp_path: Path) -> None:
+    tokens = json.loads((Path(tiny_model) / "tokenizer.json").read_text())["model"]["vocab"]
+    control = {chr(256 + code) for code in range(32)}  # as byte-level BPE writes the bytes 0–31
+    printable = {str(id): -100.0 for token, id in tokens.items() if control & set(token)}
+    recipe = parse(
+        {
+            "name": "whole",
+            "prompts": {"path": prompts(40), "holdout": 0.3},
+            "sample": {"n": 4, "max_tokens": 12, "engine": {"type": "vllm", "model": tiny_model, "args": ARGS}},
+            "rank": {"judge": {"type": "pairwise", "params": {"temperature": 1.0, "max_tokens": 400, "logit_bias": printable}}},
+            "pair": {"test": 0.2},
+            "train": {"batch_size": 4, "learning_rate": 1e-4},
+            "evaluate": {"n": 2},
+        }
+    )
+    file, run = tmp_path / "recipe.toml", RunDir(tmp_path / "run")
+    file.write_text(dump(recipe))
+    command = [sys.executable, "-m", "dpo_data.cli", "run", str(file), "--run", str(run.path)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    sampled, ranked, paired, trained, evaluated = (run.stage(name).require() for name in STAGES)
+    assert sampled["read"] == 40 == sampled["prompts"] + sampled["held_out"] and sampled["failed"] == 0
+    assert ranked["prompts"] == paired["prompts"] == sampled["prompts"]
+    assert paired["train"] + paired["test"] + sum(paired["dropped"].values()) == paired["prompts"]
+    assert trained["pairs"] + trained["too_long"] == paired["train"] > 0 and trained["steps"] > 0
+    assert evaluated["prompts"] == sampled["held_out"]
+    assert evaluated["base"]["answers"] == evaluated["trained"]["answers"] == 2 * sampled["held_out"]
+    print({name: run.stage(name).require()["seconds"] for name in STAGES}, paired["dropped"])
+
+
+@pytest.mark.timeout(240)
+def test_an_engine_core_that_dies_ends_the_run_with_its_reason(engine: VllmEngine) -> None:
+    """The last of this file: it ends the engine that all share."""
+    pids = tree(engine._child.pid)
+    core = psutil.Process(engine._child.pid).children()[-1]
+    coming = engine.complete(iter(questions(400)), {"n": 4, "max_tokens": 64})
+    next(coming)
+    core.kill()
+    with pytest.raises(EngineError, match="child process ended") as caught:
+        list(coming)
+    assert "\n" not in str(caught.value)
+    print(caught.value)
+    assert gone(pids)
