@@ -79,9 +79,10 @@ class ChatClient:
 
 def _output(choice: Any, tokens: int | None) -> Output:
     """With log-probs the tokens are counted one by one; without, the server only tells their sum over all n answers."""
+    text = (choice.message.content or "").encode("utf-8", "replace").decode()  # half a surrogate pair is no character
     counted = choice.logprobs.content if choice.logprobs and choice.logprobs.content is not None else None
     return Output(
-        choice.message.content or "",
+        text,
         choice.finish_reason,
         len(counted) if counted is not None else tokens,
         sum(token.logprob for token in counted) if counted is not None else None,

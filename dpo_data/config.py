@@ -34,6 +34,7 @@ class Prompts(Settings):
 class Sample(Settings):
     """N completions a prompt, at fixed settings. `max_failed`: the share of prompts that may fail before the run stops."""
 
+    incidental = frozenset({"max_failed"})
     n: int = Field(8, ge=2)
     temperature: float = Field(0.8, ge=0)
     top_k: int = 50
@@ -54,6 +55,7 @@ class Sample(Settings):
 class Rank(Settings):
     """Who ranks. `max_abstained`: the share of prompts that the judge may leave undecided before the run stops."""
 
+    incidental = frozenset({"max_abstained"})
     judge: JudgeSettings
     max_abstained: float = Field(0.5, ge=0, le=1)
 
@@ -83,6 +85,7 @@ class Train(Settings):
     can take; a longer pair is left out and counted, never cut.
     """
 
+    incidental = frozenset({"save_steps"})
     model: str | None = None
     revision: str | None = None
     method: Literal["lora", "full"] = "lora"

@@ -10,7 +10,7 @@ from dpo_data.config import Recipe
 from dpo_data.dedup import distinct
 from dpo_data.engines.vllm import Vllm
 from dpo_data.errors import EmptyStage
-from dpo_data.formats.prompts import is_held_out, read_prompts
+from dpo_data.formats.prompts import is_held_out, prompts_hash, read_prompts
 from dpo_data.rows import Prompt, Ranking, Sample
 from dpo_data.rundir import RunDir
 from dpo_data.seams import Progress, answer
@@ -48,12 +48,16 @@ def evaluate(recipe: Recipe, run: RunDir, progress: Progress) -> dict[str, Any]:
 
 def settings(recipe: Recipe) -> dict[str, Any]:
     """What of the recipe decides this stage's result."""
-    return {"seed": recipe.seed, **recipe.model_dump(mode="json", include={"prompts", "sample", "rank", "evaluate"})}
+    return recipe.deciding("seed", "prompts", "sample", "rank", "evaluate")
 
 
 def inputs(recipe: Recipe, run: RunDir) -> dict[str, Any]:
     """Content hashes of what this stage reads."""
-    return {"train": (run.stage("train").manifest or {}).get("digest"), **recipe.rank.judge.inputs()}
+    return {
+        "prompts": prompts_hash(recipe.prompts.path),
+        "train": (run.stage("train").manifest or {}).get("digest"),
+        **recipe.rank.judge.inputs(),
+    }
 
 
 def summary(

@@ -68,7 +68,7 @@ def pair(recipe: Recipe, run: RunDir, progress: Progress) -> dict[str, Any]:
 
 def settings(recipe: Recipe) -> dict[str, Any]:
     """What of the recipe decides this stage's rows."""
-    return {"seed": recipe.seed, **recipe.model_dump(mode="json", include={"pair"})}
+    return recipe.deciding("seed", "pair")
 
 
 def inputs(recipe: Recipe, run: RunDir) -> dict[str, Any]:

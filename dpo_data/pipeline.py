@@ -39,6 +39,9 @@ def run_stage(name: str, recipe: Recipe, run: RunDir, progress: Progress) -> dic
         raise DpoDataError(f"The recipe asks for no stage {name!r}", "Give it [train], and prompts.holdout for evaluate.")
     with logged(run):
         log.info("%s: begins in %s", name, run.path)
+        recipe.rank.judge.inputs()  # a rule or template that is not there is met before an engine starts
+        if not (run.path / "recipe.toml").exists():
+            run.write("recipe.toml", dump(recipe))
         before = run.stage(name).manifest
         manifest: dict[str, Any] = getattr(STAGES[name], name)(recipe, run, progress)
         if manifest != before:

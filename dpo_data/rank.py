@@ -42,7 +42,7 @@ def rank(recipe: Recipe, run: RunDir, progress: Progress) -> dict[str, Any]:
 
 def settings(recipe: Recipe) -> dict[str, Any]:
     """What of the recipe decides this stage's rows."""
-    return {"seed": recipe.seed, **recipe.model_dump(mode="json", include={"rank"}, exclude={"rank": {"max_abstained"}})}
+    return recipe.deciding("seed", "rank")
 
 
 def inputs(recipe: Recipe, run: RunDir) -> dict[str, Any]:

@@ -7,13 +7,11 @@ from typing import Any
 from dpo_data.config import Recipe
 from dpo_data.dedup import distinct
 from dpo_data.errors import EmptyStage, EngineError, TooManyFailures
-from dpo_data.formats.prompts import is_held_out, read_prompts
+from dpo_data.formats.prompts import is_held_out, prompts_hash, read_prompts
 from dpo_data.models import engine_revision
-from dpo_data.provenance import file_hash
 from dpo_data.rows import DroppedPrompt, Prompt, Sample, batched
 from dpo_data.rundir import RunDir
 from dpo_data.seams import Progress, answer
-from dpo_data.share import find
 
 
 def sample(recipe: Recipe, run: RunDir, progress: Progress) -> dict[str, Any]:
@@ -52,14 +50,12 @@ def sample(recipe: Recipe, run: RunDir, progress: Progress) -> dict[str, Any]:
 
 def settings(recipe: Recipe) -> dict[str, Any]:
     """What of the recipe decides this stage's rows."""
-    kept = recipe.model_dump(mode="json", include={"prompts", "sample"}, exclude={"sample": {"max_failed"}})
-    return {"seed": recipe.seed, **kept}
+    return recipe.deciding("seed", "prompts", "sample")
 
 
 def inputs(recipe: Recipe, run: RunDir) -> dict[str, Any]:
     """Content hashes of what this stage reads."""
-    path = find(recipe.prompts.path)
-    return {"prompts": file_hash(path) if path.is_file() else None, "model": engine_revision(recipe.sample.engine)}
+    return {"prompts": prompts_hash(recipe.prompts.path), "model": engine_revision(recipe.sample.engine)}
 
 
 def _count(recipe: Recipe) -> tuple[dict[str, int], list[DroppedPrompt]]:

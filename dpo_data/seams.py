@@ -6,9 +6,9 @@ builds. Its name then goes into the union in the package's `__init__`. Nothing e
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, SerializationInfo, SerializerFunctionWrapHandler, model_serializer
 
 from dpo_data.rows import Completion, Message, PreferencePair, Prompt, Ranking, Sample, completion_ids, request_seed
 
@@ -22,10 +22,24 @@ Sampling = Mapping[str, Any]
 """Sampling parameters by the engine's own names; passed on as they are."""
 
 
+DECIDING = "deciding"
+
+
 class Settings(BaseModel):
     """The base of every table of a recipe: frozen, and an unknown key is an error."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+    incidental: ClassVar[frozenset[str]] = frozenset()
+    """Keys that decide no row, so that a run may go on after they have changed."""
+
+    def deciding(self, *tables: str) -> dict[str, Any]:
+        """Those tables as JSON values, without what is incidental at any depth."""
+        return self.model_dump(mode="json", include=set(tables), context=DECIDING)
+
+    @model_serializer(mode="wrap")
+    def _serialize(self, handler: SerializerFunctionWrapHandler, info: SerializationInfo) -> dict[str, Any]:
+        table: dict[str, Any] = handler(self)
+        return {key: value for key, value in table.items() if info.context != DECIDING or key not in self.incidental}
 
 
 @dataclass(frozen=True, slots=True)

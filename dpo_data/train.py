@@ -48,7 +48,7 @@ def train(recipe: Recipe, run: RunDir, progress: Progress) -> dict[str, Any]:
 
 def settings(recipe: Recipe) -> dict[str, Any]:
     """What of the recipe decides this stage's result."""
-    return {"seed": recipe.seed, **recipe.model_dump(mode="json", include={"train"})}
+    return recipe.deciding("seed", "train")
 
 
 def inputs(recipe: Recipe, run: RunDir) -> dict[str, Any]:

@@ -213,3 +213,18 @@ def test_a_recipe_is_frozen() -> None:
     recipe: Recipe = parse(BASE)
     with pytest.raises(ValueError, match="frozen"):
         recipe.seed = 1
+
+
+def test_what_decides_no_row_may_change() -> None:
+    """At every depth: a ceiling of the stage, and how a server is called. What decides a row stays."""
+    server = {"type": "server", "base_url": "http://127.0.0.1:1/v1", "model": "m"}
+
+    def settings(**sample: Any) -> dict[str, Any]:
+        given = {"engine": server, **sample}
+        rank = {"judge": {"type": "rule", "rule": "concise"}}
+        return parse({"name": "t", "prompts": {"path": "p"}, "sample": given, "rank": rank}).deciding("seed", "sample")
+
+    assert settings() == settings(max_failed=0.5, engine={**server, "concurrency": 2, "timeout": 1, "key_env": "MINE"})
+    assert settings() != settings(engine={**server, "model": "other"})
+    assert settings() != settings(n=4)
+    assert settings()["sample"]["engine"] == {**server, "logprobs": True}

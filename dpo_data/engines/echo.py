@@ -17,6 +17,7 @@ from dpo_data.seams import Completed, Output, Request, Sampling, Settings
 class Echo(Settings):
     """Answers with words of the question. `delay` is the time in seconds that each request takes."""
 
+    incidental = frozenset({"delay"})
     type: Literal["echo"] = "echo"
     delay: float = 0.0
 

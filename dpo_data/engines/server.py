@@ -12,6 +12,7 @@ class Server(Settings):
     `logprobs`: ask for the answers' log-probs, which also counts their tokens; turn it off where a server refuses.
     """
 
+    incidental = frozenset({"key_env", "concurrency", "retries", "timeout"})
     type: Literal["server"] = "server"
     base_url: str
     model: str

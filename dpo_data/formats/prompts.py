@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from dpo_data.errors import InputError
+from dpo_data.provenance import file_hash
 from dpo_data.rows import Message, Prompt, in_share, prompt_id
 from dpo_data.share import find
 
@@ -22,6 +23,12 @@ UTF8 = "utf-8-sig"
 def is_held_out(prompt: Prompt, holdout: float, seed: int) -> bool:
     """Whether a prompt is kept from sampling and training, for evaluation: a share `holdout` (0–1), decided by its id."""
     return in_share(prompt.prompt_id, holdout, f"holdout:{seed}")
+
+
+def prompts_hash(path: str) -> str | None:
+    """The SHA-256 of a prompts file; None where it is not there, which `read_prompts` says better."""
+    file = find(path)
+    return file_hash(file) if file.is_file() else None
 
 
 def read_prompts(path: str, limit: int | None = None) -> Iterator[Prompt]:
