@@ -25,6 +25,9 @@ from dpo_data.share import SHIPPED
 
 POOL = "dpo-data"
 LOOPBACK = ("127.0.0.1", "localhost")
+TIMEOUT = 30
+"""Seconds for one answer of the server, which shares a small machine with the run."""
+
 PREFECT = [sys.executable, "-m", "prefect", "--no-prompt"]
 
 
@@ -110,14 +113,12 @@ def _end_dead_runs(url: str) -> None:
     To Prefect they would run for good and hold the deployment's only place, for it forgets the holders when the server ends.
     """
     unfinished = {"state": {"type": {"any_": ["PENDING", "RUNNING", "CANCELLING"]}}}
-    found = httpx.post(f"{url}/flow_runs/filter", json={"flow_runs": unfinished, "work_pools": {"name": {"any_": [POOL]}}})
-    for run in found.raise_for_status().json():
-        if not _is_alive(run["infrastructure_pid"]):
-            state = {
-                "type": "CRASHED",
-                "message": "Its process is gone. A new run on the same run directory goes on from there.",
-            }
-            httpx.post(f"{url}/flow_runs/{run['id']}/set_state", json={"state": state, "force": True}).raise_for_status()
+    state = {"type": "CRASHED", "message": "Its process is gone. A new run on the same run directory goes on from there."}
+    with httpx.Client(base_url=url, timeout=TIMEOUT) as client:
+        found = client.post("/flow_runs/filter", json={"flow_runs": unfinished, "work_pools": {"name": {"any_": [POOL]}}})
+        for run in found.raise_for_status().json():
+            if not _is_alive(run["infrastructure_pid"]):
+                client.post(f"/flow_runs/{run['id']}/set_state", json={"state": state, "force": True}).raise_for_status()
 
 
 def _is_alive(pid: str | None) -> bool:
@@ -164,7 +165,7 @@ def _prefect(*arguments: str) -> str:
 def _get(url: str, path: str) -> bool:
     """Whether the server answers this with success."""
     try:
-        return httpx.get(url + path, timeout=5).is_success
+        return httpx.get(url + path, timeout=TIMEOUT).is_success
     except httpx.TransportError:
         return False
 

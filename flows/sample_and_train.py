@@ -32,8 +32,9 @@ from prefect.artifacts import (
 )
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State, TaskRun
+from prefect.context import refresh_global_settings_context
 from prefect.logging.handlers import APILogHandler
-from prefect.settings import PREFECT_API_URL, temporary_settings
+from prefect.settings import PREFECT_API_URL
 
 from dpo_data import errors, pipeline
 from dpo_data.child import Child, Parent
@@ -177,7 +178,9 @@ def main(argv: list[str] | None = None) -> int:
     _quieten()
     try:
         recipe = load(given.recipe, given.set)
-        with _server(), bars() as progress:
+        if not PREFECT_API_URL.value():
+            start_server()
+        with bars() as progress:
             TERMINAL.set(progress)
             words = sample_and_train(recipe, given.run)
         print(words)
@@ -191,22 +194,19 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
-@contextmanager
-def _server() -> Iterator[None]:
-    """A temporary Prefect server where PREFECT_API_URL names none.
+def start_server() -> str:
+    """Start a temporary Prefect server in the place of Prefect's own, for this process. Returns its API's address.
 
     Prefect's own would end by the same Ctrl-C as this process, which then asks a dead server for minutes; and it outlives a
     kill -9. A Child does neither. It is closed at exit, after Prefect's threads have sent their last logs.
     """
-    if PREFECT_API_URL.value():
-        yield
-        return
     paths = [str(Path(__file__).parent), *filter(None, [os.environ.get("PYTHONPATH")])]
     env = {"PYTHONPATH": os.pathsep.join(paths), "PREFECT_UI_ENABLED": "0", "PREFECT__SERVER_EPHEMERAL": "1"}
     child = Child("sample_and_train:serve", "prefect.temporary_server", env)
     atexit.register(child.close)
-    with temporary_settings({PREFECT_API_URL: f"http://127.0.0.1:{child.receive()}/api"}):
-        yield
+    url = os.environ["PREFECT_API_URL"] = f"http://127.0.0.1:{child.receive()}/api"
+    refresh_global_settings_context()
+    return url
 
 
 def serve(parent: Parent) -> None:

@@ -1,0 +1,207 @@
+"""Deployment: what prefect.yaml says, and one real server and worker, from `dpo-data deploy` to Ctrl-C."""
+
+import json
+import os
+import signal
+import socket
+import sqlite3
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psutil
+import pytest
+import yaml
+from prefect.cli.deploy._models import (
+    ConcurrencyLimitSpec,
+    DeploymentConfig,
+    PrefectYamlModel,
+    RawScheduleConfig,
+    WorkPoolConfig,
+)
+
+from dpo_data.config import load
+from dpo_data.rundir import RunDir
+from flows import deploy
+from flows.sample_and_train import sample_and_train
+
+NAME = "sample-and-train/nightly"
+
+
+def test_every_key_of_prefect_yaml_is_one_that_prefect_knows() -> None:
+    """Prefect ignores all others without a word."""
+    table = yaml.safe_load((deploy.SHIPPED / "prefect.yaml").read_text())
+    assert not _unknown(table, PrefectYamlModel)
+    for one in table["deployments"]:
+        assert not _unknown(one, DeploymentConfig)
+        assert not _unknown(one["work_pool"], WorkPoolConfig)
+        assert not _unknown(one["concurrency_limit"], ConcurrencyLimitSpec)
+        assert not [key for schedule in one["schedules"] for key in _unknown(schedule, RawScheduleConfig)]
+        assert not set(one["parameters"]) - set(sample_and_train.parameters.properties)
+        assert load(one["parameters"]["recipe"]), "the recipe that it names is there"
+
+
+def _unknown(table: dict[str, Any], model: Any) -> set[str]:
+    return set(table) - {field.alias or name for name, field in model.model_fields.items()}
+
+
+@pytest.mark.parametrize(
+    ("url", "says"),
+    [
+        ("http://prefect.invalid:4200/api", "No Prefect server answers at http://prefect.invalid:4200/api."),
+        ("http://127.0.0.1:{taken}/api", "The Prefect server ended: "),
+    ],
+)
+def test_a_server_that_cannot_be_had_is_told_in_one_line(tmp_path: Path, url: str, says: str) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        env = _env(tmp_path) | {"PREFECT_API_URL": url.format(taken=taken.getsockname()[1])}
+        done = subprocess.run([sys.executable, deploy.__file__], capture_output=True, text=True, env=env)
+    assert done.returncode == 1
+    assert done.stderr.startswith(f"dpo-data deploy: error: {says}") and done.stderr.count("\n") == 1
+
+
+@dataclass
+class Deployed:
+    """`flows/deploy.py` at work, called from `folder`, which is no checkout."""
+
+    process: "subprocess.Popen[str]"
+    url: str
+    folder: Path
+
+    def ask(self, path: str, **body: Any) -> Any:
+        return self.post(path, body).raise_for_status().json() if body else httpx.get(self.url + path, timeout=60).json()
+
+    def post(self, path: str, body: dict[str, Any]) -> httpx.Response:
+        return httpx.post(self.url + path, json=body, timeout=60)
+
+    def prefect(self, *arguments: str) -> "subprocess.CompletedProcess[str]":
+        env = _env(self.folder) | {"PREFECT_API_URL": self.url}
+        return subprocess.run([sys.executable, "-m", "prefect", *arguments], env=env, capture_output=True, text=True)
+
+
+@pytest.fixture(scope="module")
+def deployed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployed]:
+    folder = tmp_path_factory.mktemp("user")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, deploy.__file__, "--port", str(port)]
+    with (folder / "said.txt").open("w") as said:
+        process = subprocess.Popen(command, cwd=folder, env=_env(folder), stdout=said, stderr=said, text=True)
+    here = Deployed(process, f"http://127.0.0.1:{port}/api", folder)
+    _wait(lambda: "started!" in (folder / "said.txt").read_text() or process.poll() is not None, 120)
+    assert process.poll() is None, (folder / "said.txt").read_text()
+    yield here
+    if process.poll() is None:
+        process.send_signal(signal.SIGINT)
+        process.wait(timeout=30)
+
+
+def _env(folder: Path) -> dict[str, str]:
+    return {
+        **os.environ,
+        "PREFECT_HOME": str(folder / "prefect"),
+        "PREFECT_API_URL": "",
+        "PREFECT_WORKER_QUERY_SECONDS": "1",
+        "PREFECT_WORKER_PREFETCH_SECONDS": "1",
+    }
+
+
+def _wait(done: Callable[[], Any], seconds: float) -> Any:
+    until = time.monotonic() + seconds
+    while not (found := done()):
+        assert time.monotonic() < until, f"not within {seconds} s"
+        time.sleep(0.2)
+    return found
+
+
+def _recipe(folder: Path, name: str, delay: float) -> str:
+    """An echo recipe beside its 24 prompts, by their names in the user's folder."""
+    (folder / "mine.jsonl").write_text(
+        "".join(json.dumps({"prompt": f"Name {at} rivers of the world"}) + "\n" for at in range(24))
+    )
+    (folder / f"{name}.toml").write_text(
+        f'name = "{name}"\n[prompts]\npath = "mine.jsonl"\n[sample]\nn = 4\nmax_tokens = 8\nshard_size = 4\n'
+        f'[sample.engine]\ntype = "echo"\ndelay = {delay}\n[rank.judge]\ntype = "rule"\nrule = "concise"\n'
+    )
+    return f"{name}.toml"
+
+
+@pytest.mark.slow
+def test_the_deployment_is_there_with_schedule_time_zone_and_limit(deployed: Deployed) -> None:
+    found = deployed.ask(f"/deployments/name/{NAME}")
+    [schedule] = found["schedules"]
+    assert (schedule["schedule"]["cron"], schedule["schedule"]["timezone"]) == ("0 2 * * *", "Europe/Berlin")
+    assert schedule["active"]
+    assert found["global_concurrency_limit"]["limit"] == 1
+    assert found["concurrency_options"]["collision_strategy"] == "ENQUEUE"
+    assert found["work_pool_name"] == "dpo-data"
+
+    said = (deployed.folder / "said.txt").read_text()
+    assert deployed.url.removesuffix("/api") in said and f"prefect deployment run {NAME}" in said
+
+
+@pytest.mark.slow
+def test_the_form_is_the_recipe_and_a_bad_value_is_refused_at_once(deployed: Deployed) -> None:
+    found = deployed.ask(f"/deployments/name/{NAME}")
+    tables = found["parameter_openapi_schema"]["definitions"]
+    assert {"name", "seed", "prompts", "sample", "rank", "pair", "train", "evaluate"} == set(tables["Recipe"]["properties"])
+    assert tables["Sample"]["properties"]["n"]["minimum"] == 2
+
+    good = {
+        "name": "form",
+        "prompts": {"path": "mine.jsonl"},
+        "sample": {"n": 4, "engine": {"type": "echo"}},
+        "rank": {"judge": {"type": "rule", "rule": "concise"}},
+    }
+    create = f"/deployments/{found['id']}/create_flow_run"
+    far = {"type": "SCHEDULED", "state_details": {"scheduled_time": "2999-01-01T00:00:00Z"}}
+    assert deployed.post(create, {"parameters": {"recipe": good}, "state": far}).is_success
+    for bad, why in (
+        ({**good, "sample": {**good["sample"], "n": 1}}, "'recipe.sample.n'. Failure reason: 1 is less than the minimum of 2"),
+        ({**good, "sampel": {}}, "('sampel' was unexpected)"),
+    ):
+        answer = deployed.post(create, {"parameters": {"recipe": bad}})
+        assert answer.status_code == 409 and why in answer.text
+
+
+@pytest.mark.slow
+def test_a_run_by_its_name_completes_in_a_directory_named_by_date(deployed: Deployed) -> None:
+    recipe = _recipe(deployed.folder, "quick", 0)
+    assert deployed.prefect("deployment", "run", "sample-and-train", "--param", f"recipe={recipe}").returncode != 0
+
+    done = deployed.prefect("deployment", "run", NAME, "--param", f"recipe={recipe}", "--watch")
+    assert done.returncode == 0, done.stdout + done.stderr
+
+    [folder] = deployed.folder.glob("runs/quick-*")
+    time.strptime(folder.name, "quick-%Y-%m-%dT%H%M")
+    assert RunDir(folder).stage("pair").manifest
+    assert (folder / "report.html").exists()
+    logs = deployed.ask("/logs/filter", limit=200)
+    assert [log["message"] for log in logs if log["name"] == "dpo_data.pipeline"][-1].startswith("pair: complete")
+
+
+@pytest.mark.slow
+def test_ctrl_c_in_the_middle_of_a_run_leaves_no_process_and_no_run_that_blocks_the_next(deployed: Deployed) -> None:
+    recipe = _recipe(deployed.folder, "slow", 0.5)
+    assert deployed.prefect("deployment", "run", NAME, "--param", f"recipe={recipe}").returncode == 0
+    _wait(lambda: list(deployed.folder.glob("runs/slow-*/1-sample/00000.parquet")), 60)
+    children = psutil.Process(deployed.process.pid).children(recursive=True)
+    assert len(children) >= 3, "server, worker and flow run"
+
+    deployed.process.send_signal(signal.SIGINT)
+
+    assert deployed.process.wait(timeout=30) == 130
+    assert not psutil.wait_procs(children, timeout=1)[1]
+    with sqlite3.connect(deployed.folder / "prefect" / "prefect.db") as database:
+        states = dict(
+            database.execute("select json_extract(parameters, '$.recipe'), state_type from flow_run where start_time")
+        )
+        assert states == {"quick.toml": "COMPLETED", "slow.toml": "CRASHED"}
+        assert database.execute("select active_slots from concurrency_limit_v2").fetchall() == [(0,)]
