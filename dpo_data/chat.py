@@ -6,8 +6,9 @@ as it is, so a server's own parameters (`top_k`, `min_p`) need no release of our
 
 import os
 from collections.abc import Iterable, Iterator
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from itertools import islice
+from queue import SimpleQueue
+from threading import Thread
 from typing import Any
 
 from dpo_data.errors import EngineError
@@ -31,20 +32,34 @@ class ChatClient:
 
     def complete(self, requests: Iterable[Request], sampling: Sampling) -> Iterator[Completed]:
         """Keeps `concurrency` requests on the way, and yields each as it is answered."""
-        waiting = iter(requests)
-        running: set[Future[Completed]] = set()
-        with ThreadPoolExecutor(self._concurrency) as pool:
-            try:
-                while True:
-                    room = self._concurrency - len(running)
-                    running |= {pool.submit(self._ask, request, sampling) for request in islice(waiting, room)}
-                    if not running:
-                        return
-                    done, running = wait(running, return_when=FIRST_COMPLETED)
-                    for future in done:
-                        yield future.result()
-            finally:
-                pool.shutdown(wait=False, cancel_futures=True)
+        asked: SimpleQueue[Request | None] = SimpleQueue()
+        answered: SimpleQueue[Completed | Exception] = SimpleQueue()
+
+        def work() -> None:
+            while (request := asked.get()) is not None:
+                try:
+                    answered.put(self._ask(request, sampling))
+                except Exception as error:  # raised below, where the run can end with it
+                    answered.put(error)
+
+        for _ in range(self._concurrency):  # daemons: neither an error nor Ctrl-C waits for answers that are on their way
+            Thread(target=work, daemon=True).start()
+        waiting, live = iter(requests), 0
+        try:
+            while True:
+                for request in islice(waiting, self._concurrency - live):
+                    asked.put(request)
+                    live += 1
+                if not live:
+                    return
+                answer = answered.get()
+                live -= 1
+                if isinstance(answer, Exception):
+                    raise answer
+                yield answer
+        finally:
+            for _ in range(self._concurrency):
+                asked.put(None)
 
     def close(self) -> None:
         self._client.close()

@@ -155,6 +155,26 @@ def test_a_server_that_hangs_ends_the_run(serve: Any) -> None:
         answers(client(timeout=0.2, retries=0), [ask("a")])
 
 
+def test_an_error_waits_for_no_answer_that_is_on_its_way(serve: Any) -> None:
+    begun, enough = threading.Event(), threading.Event()
+
+    def reply(text: str, _: int) -> Reply:
+        if text == "slow":
+            begun.set()
+            enough.wait(60)
+            return said("late")
+        begun.wait(60)
+        return 401, {}, {"error": {"message": "no such key"}}
+
+    script, client = serve(reply)
+    try:
+        with pytest.raises(EngineError, match="refuses the key"):
+            answers(client(retries=0), [ask("slow"), ask("wrong")])
+        assert script.now == 1, "the slow one is still being answered"
+    finally:
+        enough.set()
+
+
 def test_a_server_that_is_not_there() -> None:
     with pytest.raises(EngineError, match=r"No answer from http://127\.0\.0\.1:9/v1.*Start the server"):
         answers(Server(base_url="http://127.0.0.1:9/v1", model="m", retries=0).build(), [ask("a")])
