@@ -66,7 +66,7 @@ class _Engine:
     def accept(self, message: dict[str, Any]) -> dict[str, Any] | None:
         """Take new sampling parameters, or a request; returns what to answer at once, if anything."""
         if "sampling" in message:
-            self._sampling = message["sampling"]
+            self._sampling = {name: _by_token(value) for name, value in message["sampling"].items()}
             try:
                 self._params({"seed": 0, "schema": None})
             except Exception as error:  # TypeError, ValueError or one of its own, by version
@@ -129,6 +129,13 @@ def _defaults() -> dict[str, Any]:
 
 def _adapter_defaults(adapter: str) -> dict[str, Any]:
     return {"enable_lora": True, "max_lora_rank": json.loads((Path(adapter) / "adapter_config.json").read_text())["r"]}
+
+
+def _by_token(value: Any) -> Any:
+    """A table's keys are text in TOML and JSON; vLLM wants numbers where they are token ids, as in `logit_bias`."""
+    if not isinstance(value, dict):
+        return value
+    return {int(key) if key.isdigit() else key: inner for key, inner in value.items()}
 
 
 def _output(output: Any) -> dict[str, Any]:
