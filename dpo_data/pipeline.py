@@ -38,7 +38,7 @@ def run_stage(name: str, recipe: Recipe, run: RunDir, progress: Progress) -> dic
     if name not in stages_of(recipe):
         raise DpoDataError(f"The recipe asks for no stage {name!r}", "Give it [train], and prompts.holdout for evaluate.")
     with logged(run):
-        log.info("%s: begins in %s", name, run.path)
+        log.info("%s: begins in %s, with %d shards finished already", name, run.path, len(run.stage(name).shards()))
         recipe.rank.judge.inputs()  # a rule or template that is not there is met before an engine starts
         if not (run.path / "recipe.toml").exists():
             run.write("recipe.toml", dump(recipe))
