@@ -20,7 +20,6 @@ from dpo_data.engines.vllm import Vllm, VllmEngine
 from dpo_data.engines.vllm_child import _Engine
 from dpo_data.errors import EngineError
 from dpo_data.formats.prompts import read_prompts
-from dpo_data.pipeline import STAGES
 from dpo_data.rows import Sample
 from dpo_data.rundir import RunDir, Stage
 from dpo_data.seams import Completed, Request, answer
@@ -117,6 +116,9 @@ def test_parameters_of_vllm_pass_through_and_act(engine: VllmEngine) -> None:
     assert any(one.outputs[0].finish_reason == "stop" for one in stopped.values())
     twins = answers(engine, [ask("Name a river", seed) for seed in range(8)], min_p=1.0)
     assert len({one.outputs[0].text for one in twins.values()}) == 1, "min_p = 1 leaves the likeliest token alone"
+    biased = answers(engine, questions(4), logit_bias={"5": 100.0})  # as TOML and JSON write a token's id
+    assert {one.outputs[0].text for one in biased.values()} == {biased[questions(4)[0].id].outputs[0].text}
+    assert next(iter(biased.values())).error is None
     repeated = answers(engine, questions(20), temperature=0.0, max_tokens=40)
     punished = answers(engine, questions(20), temperature=0.0, max_tokens=40, repetition_penalty=10.0)
     assert repeated != punished
@@ -236,20 +238,10 @@ def stamps(stage: Stage) -> dict[str, tuple[bytes, int]]:
 def test_killed_and_interrupted_sampling_goes_on(
     engine: VllmEngine, tiny_model: str, prompts: Callable[[int], str], tmp_path: Path
 ) -> None:
-    args = {**ARGS, "max_num_seqs": 32}
-    recipe = parse(
-        {
-            "name": "killed",
-            "prompts": {"path": prompts(240)},
-            "sample": {
-                "n": 4,
-                "max_tokens": 96,
-                "shard_size": 8,
-                "engine": {"type": "vllm", "model": tiny_model, "args": args},
-            },
-            "rank": {"judge": {"type": "rule", "rule": "concise"}},
-        }
-    )
+    settings = {"type": "vllm", "model": tiny_model, "args": {**ARGS, "max_num_seqs": 32}}
+    sample = {"n": 4, "max_tokens": 96, "shard_size": 8, "engine": settings}
+    judge = {"type": "rule", "rule": "concise"}
+    recipe = parse({"name": "killed", "prompts": {"path": prompts(176)}, "sample": sample, "rank": {"judge": judge}})
     file, run = tmp_path / "recipe.toml", tmp_path / "run"
     file.write_text(dump(recipe))
     stage = RunDir(run).stage("sample")
@@ -261,7 +253,7 @@ def test_killed_and_interrupted_sampling_goes_on(
     killed.wait()
     assert gone(pids)
     first = stamps(stage)
-    assert 3 <= len(first) < 30 and not stage.manifest
+    assert 3 <= len(first) < 22 and not stage.manifest
 
     stopped = run_cli(str(file), run)
     pids = after_shards(stopped, stage, len(first) + 3)
@@ -272,13 +264,13 @@ def test_killed_and_interrupted_sampling_goes_on(
     assert "go on with `dpo-data sample" in told and "Traceback" not in told
     assert gone(pids)
     second = stamps(stage)
-    assert len(second) < 30
+    assert len(second) < 22
 
     last = run_cli(str(file), run)
     _, told = last.communicate(timeout=300)
     assert last.returncode == 0, told
     third = stamps(stage)
-    assert len(third) == 30 and stage.manifest is not None
+    assert len(third) == 22 and stage.manifest is not None
     assert {name: second[name] for name in first} == first and {name: third[name] for name in second} == second
 
     unbroken = {row.prompt_id: row for row in answer(engine, read_prompts(recipe.prompts.path), recipe.sample.sampling, 0)}
@@ -286,36 +278,6 @@ def test_killed_and_interrupted_sampling_goes_on(
     same = sum([c.text for c in row.completions] == [c.text for c in unbroken[row.prompt_id].completions] for row in rows)
     print(f"{len(first)} shards outlived SIGKILL, {len(second)} then SIGINT; of {len(rows)} prompts sampled after, {same} same")
     assert same >= 0.9 * len(rows)
-
-
-def test_the_whole_pipeline(tiny_model: str, prompts: Callable[[int], str], tmp_path: Path) -> None:
-    tokens = json.loads((Path(tiny_model) / "tokenizer.json").read_text())["model"]["vocab"]
-    control = {chr(256 + code) for code in range(32)}  # as byte-level BPE writes the bytes 0–31
-    printable = {str(id): -100.0 for token, id in tokens.items() if control & set(token)}
-    recipe = parse(
-        {
-            "name": "whole",
-            "prompts": {"path": prompts(40), "holdout": 0.3},
-            "sample": {"n": 4, "max_tokens": 12, "engine": {"type": "vllm", "model": tiny_model, "args": ARGS}},
-            "rank": {"judge": {"type": "pairwise", "params": {"temperature": 1.0, "max_tokens": 400, "logit_bias": printable}}},
-            "pair": {"test": 0.2},
-            "train": {"batch_size": 4, "learning_rate": 1e-4},
-            "evaluate": {"n": 2},
-        }
-    )
-    file, run = tmp_path / "recipe.toml", RunDir(tmp_path / "run")
-    file.write_text(dump(recipe))
-    command = [sys.executable, "-m", "dpo_data.cli", "run", str(file), "--run", str(run.path)]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    sampled, ranked, paired, trained, evaluated = (run.stage(name).require() for name in STAGES)
-    assert sampled["read"] == 40 == sampled["prompts"] + sampled["held_out"] and sampled["failed"] == 0
-    assert ranked["prompts"] == paired["prompts"] == sampled["prompts"]
-    assert paired["train"] + paired["test"] + sum(paired["dropped"].values()) == paired["prompts"]
-    assert trained["pairs"] + trained["too_long"] == paired["train"] > 0 and trained["steps"] > 0
-    assert evaluated["prompts"] == sampled["held_out"]
-    assert evaluated["base"]["answers"] == evaluated["trained"]["answers"] == 2 * sampled["held_out"]
-    print({name: run.stage(name).require()["seconds"] for name in STAGES}, paired["dropped"])
 
 
 @pytest.mark.timeout(240)
