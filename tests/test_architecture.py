@@ -26,7 +26,7 @@ SEES: dict[str, set[str]] = {
     "dedup": {"rows"},
     "filters": {"rows", "seams", "dedup"},
     "files": {"rows", "errors"},
-    "formats": {"rows", "seams", "errors", "share", "files", "dedup"},
+    "formats": {"rows", "seams", "errors", "share", "files", "provenance", "dedup"},
     "templates": {"rows", "errors", "share"},
     "chat": {"rows", "seams", "errors"},
     "engines": {"rows", "seams", "errors", "chat", "child", "models", "provenance"},
