@@ -12,7 +12,7 @@ def normalised(text: str) -> str:
 
 
 def distinct(prompts: Iterable[Prompt]) -> Iterator[Prompt | DroppedPrompt]:
-    """Each prompt once; one with the messages of an earlier one comes back as dropped. Keeps 8 bytes an id, not texts."""
+    """Each prompt once; one with the messages of an earlier one comes back as dropped. It keeps 75 bytes a prompt."""
     seen: set[int] = set()
     for prompt in prompts:
         key = int(prompt.prompt_id[:16], 16)

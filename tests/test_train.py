@@ -59,13 +59,13 @@ def weights(run: RunDir) -> dict[str, Any]:
     return dict(load_file(next((run.stage("train").path / "model").glob("*.safetensors"))))
 
 
-def tokens(model: str, pair: PreferencePair) -> int:
-    """The length of a pair's longer side by the model's own template."""
+def sides(model: str, pair: PreferencePair) -> list[int]:
+    """The tokens of prompt and chosen, and of prompt and rejected, by the model's own template."""
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(model)
-    sides = (pair.prompt + side for side in (pair.chosen, pair.rejected))
-    return max(len(tokenizer.apply_chat_template(side, tokenize=True, return_dict=False)) for side in sides)
+    both = (pair.prompt + side for side in (pair.chosen, pair.rejected))
+    return [len(tokenizer.apply_chat_template(side, tokenize=True, return_dict=False)) for side in both]
 
 
 @pytest.mark.slow
@@ -73,7 +73,7 @@ def tokens(model: str, pair: PreferencePair) -> int:
 def test_trains_what_it_was_given(made: Made, tiny_model: str, method: str) -> None:
     """One pair of 41 does not fit: it is left out and counted, and no other loses a token."""
     rows = pairs(40)
-    fits = max(tokens(tiny_model, pair) for pair in rows)
+    fits = max(max(sides(tiny_model, pair)) for pair in rows)
     recipe, run = made([*rows, a_pair(99, "198", "word " * 80)], pairs(48)[40:], method=method, max_length=fits)
     steps: list[tuple[int, int]] = []
     manifest = train(recipe, run, lambda stage, done, total: steps.append((done, total)))
@@ -94,6 +94,17 @@ def test_trains_what_it_was_given(made: Made, tiny_model: str, method: str) -> N
         "recipe.json",
     ]
     assert train(recipe, run, silent) == manifest
+
+
+@pytest.mark.slow
+def test_no_token_is_cut(made: Made, tiny_model: str) -> None:
+    """TRL cuts at 1,024 tokens by default, the end token included; every token of both sides is counted instead."""
+    rows = [*pairs(7), a_pair(7, "14", "word " * 1200)]
+    recipe, run = made(rows, [], epochs=1, args={"logging_steps": 1})
+    manifest = train(recipe, run, silent)
+    assert manifest["max_length"] > 1200 and manifest["too_long"] == 0
+    history = json.loads((run.stage("train").path / "metrics.json").read_text())
+    assert max(entry.get("num_tokens", 0) for entry in history) == sum(sum(sides(tiny_model, pair)) for pair in rows)
 
 
 @pytest.mark.slow

@@ -3,6 +3,7 @@
 import logging
 import time
 from collections.abc import Iterable, Iterator
+from contextlib import ExitStack
 from itertools import islice
 from typing import Any, Literal
 
@@ -44,11 +45,13 @@ class VllmEngine:
         path = find_model(settings.model, settings.revision)
         self._child = Child("dpo_data.engines.vllm_child:serve", logger="vllm", env=ENVIRONMENT)
         self._child.send({**settings.model_dump(), "model": path})
-        started = self._child.receive()
-        if "failed" in started:
-            cause = self._child.root_cause() or started["failed"]
-            self.close()
-            raise EngineError(f"vLLM cannot start with {settings.model}: {cause}", _remedy(cause))
+        with ExitStack() as undo:
+            undo.callback(self.close)
+            started = self._child.receive()
+            if "failed" in started:
+                cause = self._child.root_cause() or started["failed"]
+                raise EngineError(f"vLLM cannot start with {settings.model}: {cause}", _remedy(cause))
+            undo.pop_all()
         self._max_num_seqs = int(started["max_num_seqs"])
         log.info("vLLM is ready after %.0f s", time.monotonic() - began)
 

@@ -72,7 +72,7 @@ def read_verdict(completed: Completed) -> tuple[Literal["A", "B", "tie"] | None,
     if output.finish_reason == "length":
         return None, "the answer was cut off"
     try:
-        winner = json.loads(output.text)["winner"]
+        winner = json.loads(output.text, strict=False)["winner"]  # a constrained engine may leave a bare line end in a text
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         return None, f"not the JSON that was asked for ({type(error).__name__})"
     return (winner, None) if winner in ("A", "B", "tie") else (None, f"no such verdict: {winner!r}"[:80])
