@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ os.environ["PREFECT_SERVER_ANALYTICS_ENABLED"] = "false"
 
 from dpo_data.config import Recipe, parse
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores Ctrl-C, and so would our children
 settings.register_profile("shared machine", deadline=None, max_examples=60)  # what is slow there is the neighbours
 settings.load_profile("shared machine")
 
