@@ -49,6 +49,7 @@ class VllmEngine:
             undo.callback(self.close)
             started = self._child.receive()
             if "failed" in started:
+                self.close()  # so that all that it printed has been read
                 cause = self._child.root_cause() or started["failed"]
                 raise EngineError(f"vLLM cannot start with {settings.model}: {cause}", _remedy(cause))
             undo.pop_all()
