@@ -70,7 +70,7 @@ class Stage:
         found = self.recipe
         self.path.mkdir(parents=True, exist_ok=True)
         for leftover in self.path.glob(".*.tmp"):
-            leftover.unlink()
+            shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
         shutil.rmtree(partial_of(self.path), ignore_errors=True)
         if found is not None and found != wanted and any(path.name != "recipe.json" for path in self.path.iterdir()):
             raise StaleRun(

@@ -142,6 +142,16 @@ def test_killed_training_goes_on_from_its_checkpoint(made: Made, monkeypatch: py
         assert found[name].equal(expected[name]), name
 
 
+def test_a_model_that_was_half_saved_is_swept(made: Made) -> None:
+    """A kill while the weights are written leaves a folder, not a file, under a name for what is not finished."""
+    _, run = made(pairs(8), [])
+    half = run.stage("train").path / ".model.tmp"
+    half.mkdir(parents=True)
+    (half / "adapter_config.json").write_text("{")
+    run.stage("train").open({}, {})
+    assert not half.exists()
+
+
 def test_only_a_whole_checkpoint_counts(tmp_path: Path) -> None:
     for number, state in ((5, "{}"), (10, "{}"), (15, '{"half'), (20, None)):
         folder = tmp_path / f"checkpoint-{number}"
