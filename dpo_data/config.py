@@ -16,19 +16,12 @@ from pydantic import Field, ValidationError
 from dpo_data.engines import EngineSettings
 from dpo_data.engines.vllm import Vllm
 from dpo_data.errors import RecipeError, TrainError
+from dpo_data.formats.prompts import Prompts
 from dpo_data.judges import JudgeSettings
 from dpo_data.seams import Settings
 from dpo_data.share import find
 
 Share = Annotated[float, Field(ge=0, lt=1)]
-
-
-class Prompts(Settings):
-    """Where prompts come from. `holdout` is the share kept from sampling and training, for `evaluate`."""
-
-    path: str
-    holdout: Share = 0.0
-    limit: int | None = Field(None, ge=1)
 
 
 class Sample(Settings):
@@ -66,6 +59,19 @@ class Pair(Settings):
     strategy: Literal["best_worst"] = "best_worst"
     test: Share = 0.05
     reject_truncated: bool = False
+
+
+class Publish(Settings):
+    """Where the pairs go on the Hugging Face Hub. `revision` is the branch; `tag` names this run's commit, by default as the
+    run directory is named. `judgments`: also what the judge was asked and answered. Nothing is public unless `private` is off."""
+
+    repo_id: str = Field(pattern=r"^[\w.-]+/[\w.-]+$")
+    private: bool = True
+    revision: str = "main"
+    tag: str | None = None
+    judgments: bool = False
+    license: str = "other"
+    language: list[str] = []
 
 
 class Lora(Settings):
@@ -113,7 +119,7 @@ class Evaluate(Settings):
 
 
 class Recipe(Settings):
-    """Everything that a run depends on. Without `[train]` a run ends with the pairs."""
+    """Everything that a run depends on. Without `[publish]` nothing leaves this machine; without `[train]` nothing is trained."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     seed: int = 0
@@ -121,6 +127,7 @@ class Recipe(Settings):
     sample: Sample
     rank: Rank
     pair: Pair = Pair()
+    publish: Publish | None = None
     train: Train | None = None
     evaluate: Evaluate = Evaluate()
 

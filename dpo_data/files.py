@@ -3,7 +3,7 @@
 import errno
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from dpo_data.errors import InputError, OutOfDisk
-from dpo_data.rows import Row, from_table
+from dpo_data.rows import Row
+from dpo_data.tables import from_table
 
 PARQUET: dict[str, Any] = dict(compression="zstd", compression_level=3, use_content_defined_chunking=True)
 """How all Parquet is written."""
@@ -61,6 +62,45 @@ def appear(partial: Path, path: Path) -> None:
     with partial.open("rb") as file:
         os.fsync(file.fileno())
     os.replace(partial, path)
+
+
+@contextmanager
+def parquet_writers(schemas: Mapping[Path, pa.Schema]) -> Iterator[dict[str, Callable[[pa.Table], None]]]:
+    """Functions, by file name, that append tables to Parquet files, which all appear together when the block ends well.
+
+    Tables gather to row groups of 5,000, so many small ones make no small row groups.
+    """
+    gathered: dict[Path, list[pa.Table]] = {path: [] for path in schemas}
+    writers: dict[Path, pq.ParquetWriter] = {}
+
+    def flush(path: Path) -> None:
+        with disk(partial_of(path)):
+            writers[path].write_table(pa.concat_tables([schemas[path].empty_table(), *gathered[path]]))
+        gathered[path].clear()
+
+    def append_to(path: Path) -> Callable[[pa.Table], None]:
+        def append(table: pa.Table) -> None:
+            gathered[path].append(table)
+            if sum(map(len, gathered[path])) >= 5000:
+                flush(path)
+
+        return append
+
+    try:
+        for path, schema in schemas.items():
+            with disk(partial_of(path)):
+                writers[path] = pq.ParquetWriter(partial_of(path), schema, **PARQUET)
+        yield {path.name: append_to(path) for path in schemas}
+        for path in schemas:
+            flush(path)
+            with disk(partial_of(path)):
+                writers[path].close()
+        for path in schemas:
+            with disk(partial_of(path)):
+                appear(partial_of(path), path)
+    finally:
+        for path in schemas:
+            partial_of(path).unlink(missing_ok=True)
 
 
 @contextmanager

@@ -15,6 +15,7 @@ from dpo_data.filters import FILTERS
 from dpo_data.rows import Completion, DroppedPair, Message, PreferencePair, Ranking, Sample, in_share
 from dpo_data.rundir import RunDir
 from dpo_data.seams import Progress
+from dpo_data.tables import SCHEMAS, to_table
 
 FILES: dict[str, type] = {"train.parquet": PreferencePair, "test.parquet": PreferencePair, "dropped.parquet": DroppedPair}
 
@@ -42,7 +43,7 @@ def pair(recipe: Recipe, run: RunDir, progress: Progress) -> dict[str, Any]:
     progress("pair", 0, total)
     counts: Counter[str] = Counter()
     dropped: Counter[str] = Counter()
-    with stage.writers(FILES) as append:
+    with stage.writers({name: SCHEMAS[kind] for name, kind in FILES.items()}) as append:
         for path in sampled.shards():
             rankings = {row.prompt_id: row for row in _rankings(ranked.path / path.name)}
             made = [make_pair(row, rankings.get(row.prompt_id), recipe.pair) for row in read_rows(path, Sample)]
@@ -50,9 +51,9 @@ def pair(recipe: Recipe, run: RunDir, progress: Progress) -> dict[str, Any]:
             test = [row for row in pairs if in_share(row.prompt_id, recipe.pair.test, f"test:{recipe.seed}")]
             held = {row.prompt_id for row in test}
             drops = [row for row in made if isinstance(row, DroppedPair)]
-            append["train.parquet"]([row for row in pairs if row.prompt_id not in held])
-            append["test.parquet"](test)
-            append["dropped.parquet"](drops)
+            append["train.parquet"](to_table([row for row in pairs if row.prompt_id not in held], PreferencePair))
+            append["test.parquet"](to_table(test, PreferencePair))
+            append["dropped.parquet"](to_table(drops, DroppedPair))
             counts.update(prompts=len(made), train=len(pairs) - len(test), test=len(test))
             dropped.update(row.filter for row in drops)
             progress("pair", counts["prompts"], total)
@@ -144,9 +145,14 @@ def _pair(sample: Sample, ranking: Ranking, chosen: Candidate, rejected: Candida
         score_chosen=chosen.score,
         score_rejected=rejected.score,
         margin=chosen.score - rejected.score,
+        n_tokens_chosen=chosen.completion.n_tokens,
+        n_tokens_rejected=rejected.completion.n_tokens,
         judge=ranking.judge,
-        model=chosen.completion.model,
+        model_chosen=chosen.completion.model,
+        model_rejected=rejected.completion.model,
         source=sample.source,
+        flags=[],
+        tools=sample.tools,
     )
 
 
@@ -156,9 +162,7 @@ def _answer(candidate: Candidate) -> list[Message]:
 
 def _dropped(sample: Sample, ranking: Ranking | None, filter: str, reason: str) -> DroppedPair:
     """A drop before there was a pair: its sides are not known."""
-    unknown = dict.fromkeys(("chosen", "rejected", "chosen_id", "rejected_id", "score_chosen", "score_rejected", "margin"))
+    known = dict(prompt_id=sample.prompt_id, prompt=sample.prompt, source=sample.source, tools=sample.tools, flags=[])
+    unknown = dict.fromkeys(name for name in PreferencePair.__slots__ if name not in known)
     judge = ranking.judge if ranking else None
-    model = sample.completions[0].model if sample.completions else None
-    return DroppedPair(
-        sample.prompt_id, sample.prompt, judge=judge, model=model, source=sample.source, filter=filter, reason=reason, **unknown
-    )
+    return DroppedPair(**{**unknown, **known, "judge": judge}, filter=filter, reason=reason)

@@ -1,19 +1,21 @@
-"""The few row types, their Arrow schemas, and the content ids that join them.
+"""The few row types, and the content ids that join them.
 
-A row is a frozen dataclass in Python and a row of a Parquet file on disk; `to_table` and `from_table` go between the two.
-Rows are joined by id, never by text or by position.
+A row is a frozen dataclass in Python and a row of a Parquet file on disk; `tables` goes between the two. Rows are joined by id,
+never by text or by position.
 """
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
-import pyarrow as pa
+Message = dict[str, Any]
+"""One turn of a conversation: {"role": "system" | "user" | "assistant" | "tool", "content": text}. An assistant's turn may also
+hold `tool_calls`: [{"type": "function", "function": {"name": text, "arguments": object}}], as chat templates want them."""
 
-Message = dict[str, str]
-"""One turn of a conversation: {"role": "system" | "user" | "assistant", "content": text}."""
+Tools = list[dict[str, Any]]
+"""The tools that a conversation may call: JSON schemas, as chat templates want them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +25,7 @@ class Prompt:
     prompt_id: str
     prompt: list[Message]
     source: str
+    tools: Tools | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,11 +37,13 @@ class DroppedPrompt:
     source: str
     filter: str
     reason: str
+    tools: Tools | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Completion:
-    """One sampled answer. `logprob` is the sum over its `n_tokens` tokens, in nats, under the model itself."""
+    """One answer. `logprob` is the sum over its `n_tokens` tokens, in nats, under the model itself. An answer that was
+    given and calls tools holds `tool_calls`, as a Message does."""
 
     completion_id: str
     index: int
@@ -47,6 +52,7 @@ class Completion:
     n_tokens: int | None
     logprob: float | None
     model: str
+    tool_calls: list[dict[str, Any]] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +64,7 @@ class Sample:
     source: str
     completions: list[Completion]
     error: str | None
+    tools: Tools | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +85,10 @@ class Ranking:
 
 @dataclass(frozen=True, slots=True)
 class PreferencePair:
-    """A chosen and a rejected answer to one prompt, in TRL's explicit-prompt conversational format."""
+    """A chosen and a rejected answer to one prompt, in TRL's explicit-prompt conversational format.
+
+    `n_tokens_*` are None where nobody counted. `flags` say what a filter noticed without dropping the pair.
+    """
 
     prompt_id: str
     prompt: list[Message]
@@ -89,14 +99,19 @@ class PreferencePair:
     score_chosen: float
     score_rejected: float
     margin: float
+    n_tokens_chosen: int | None
+    n_tokens_rejected: int | None
     judge: str
-    model: str
+    model_chosen: str
+    model_rejected: str
     source: str
+    flags: list[str]
+    tools: Tools | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class DroppedPair:
-    """A prompt that gave no pair, with the filter that dropped it and the reason; what was never known is None."""
+    """A pair that was dropped, or a prompt that gave none, with the filter and the reason; what was never known is None."""
 
     prompt_id: str
     prompt: list[Message]
@@ -107,81 +122,19 @@ class DroppedPair:
     score_chosen: float | None
     score_rejected: float | None
     margin: float | None
+    n_tokens_chosen: int | None
+    n_tokens_rejected: int | None
     judge: str | None
-    model: str | None
+    model_chosen: str | None
+    model_rejected: str | None
     source: str
+    flags: list[str]
     filter: str
     reason: str
+    tools: Tools | None = None
 
-
-def _required(**columns: pa.DataType) -> list[pa.Field]:
-    return [pa.field(name, kind, nullable=False) for name, kind in columns.items()]
-
-
-def _optional(**columns: pa.DataType) -> list[pa.Field]:
-    return [pa.field(name, kind) for name, kind in columns.items()]
-
-
-_TEXT, _REAL, _WHOLE = pa.string(), pa.float64(), pa.int32()
-_MESSAGES = pa.list_(pa.struct(_required(role=_TEXT, content=_TEXT)))
-_COMPLETION = pa.struct(
-    _required(completion_id=_TEXT, index=_WHOLE, text=_TEXT)
-    + _optional(finish_reason=_TEXT, n_tokens=_WHOLE, logprob=_REAL)
-    + _required(model=_TEXT)
-)
-_PROMPT = _required(prompt_id=_TEXT, prompt=_MESSAGES, source=_TEXT)
-_WHY = _required(filter=_TEXT, reason=_TEXT)
-_SIDES: dict[str, pa.DataType] = dict(
-    chosen=_MESSAGES,
-    rejected=_MESSAGES,
-    chosen_id=_TEXT,
-    rejected_id=_TEXT,
-    score_chosen=_REAL,
-    score_rejected=_REAL,
-    margin=_REAL,
-    judge=_TEXT,
-    model=_TEXT,
-)
-
-SCHEMAS: dict[type, pa.Schema] = {
-    DroppedPrompt: pa.schema(_PROMPT + _WHY),
-    Sample: pa.schema(_PROMPT + _required(completions=pa.list_(_COMPLETION)) + _optional(error=_TEXT)),
-    Ranking: pa.schema(
-        _required(prompt_id=_TEXT, judge=_TEXT, completion_ids=pa.list_(_TEXT), scores=pa.list_(_REAL))
-        + _optional(abstained=_TEXT)
-        + _required(transcript=_TEXT)
-    ),
-    PreferencePair: pa.schema(_PROMPT[:2] + _required(**_SIDES) + _PROMPT[2:]),
-    DroppedPair: pa.schema(_PROMPT[:2] + _optional(**_SIDES) + _PROMPT[2:] + _WHY),
-}
-"""The Arrow schema of each row type that is written to Parquet."""
 
 Row = TypeVar("Row")
-
-
-def to_table(rows: Sequence[Any], kind: type) -> pa.Table:
-    """Rows of one type as an Arrow table in that type's schema."""
-    schema = SCHEMAS[kind]
-    columns = {name: [getattr(row, name) for row in rows] for name in schema.names}
-    if kind is Sample:
-        columns["completions"] = [[_plain(c) for c in row.completions] for row in rows]
-    return pa.table(columns, schema=schema)
-
-
-def from_table(table: pa.Table | pa.RecordBatch, kind: type[Row]) -> Iterator[Row]:
-    """The rows of an Arrow table that `to_table` made."""
-    for row in zip(*(table.column(name).to_pylist() for name in SCHEMAS[kind].names), strict=True):
-        values = dict(zip(SCHEMAS[kind].names, row, strict=True))
-        if kind is Sample:
-            values["completions"] = [Completion(**c) for c in values["completions"]]
-        yield kind(**values)
-
-
-def _plain(row: Any) -> dict[str, Any]:
-    return {name: getattr(row, name) for name in _COMPLETION_FIELDS}
-
-
-_COMPLETION_FIELDS = [field.name for field in fields(Completion)]
 
 
 def content_id(value: Any) -> str:
@@ -190,8 +143,10 @@ def content_id(value: Any) -> str:
     return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
 
 
-def prompt_id(messages: list[Message]) -> str:
-    return content_id([[m["role"], m["content"]] for m in messages])
+def prompt_id(messages: list[Message], tools: Tools | None = None) -> str:
+    """A content hash of a conversation and of the tools that it may call."""
+    turns = [[m["role"], m["content"], *([m["tool_calls"]] if m.get("tool_calls") else [])] for m in messages]
+    return content_id([turns, tools] if tools else turns)
 
 
 def completion_ids(prompt_id: str, model: str, sampling: Mapping[str, Any], n: int) -> list[str]:

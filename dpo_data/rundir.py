@@ -13,7 +13,7 @@ import json
 import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -21,9 +21,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from dpo_data.errors import InputError, NotReady, StaleRun
-from dpo_data.files import PARQUET, appear, disk, link, partial_of, read_column, read_rows, write_atomically
+from dpo_data.files import PARQUET, link, parquet_writers, partial_of, read_column, read_rows, write_atomically
 from dpo_data.provenance import file_hash, provenance
-from dpo_data.rows import SCHEMAS, Row, to_table
+from dpo_data.rows import Row
+from dpo_data.tables import to_table
 
 FOLDERS = {"sample": "1-sample", "rank": "2-rank", "pair": "3-pair", "train": "5-train", "evaluate": "6-evaluate"}
 """A stage's folder. The numbers are fixed, so that a later release may fill a gap (4 is for publish)."""
@@ -140,44 +141,9 @@ class Stage:
         pq.write_table(table, sink, **PARQUET)
         return write_atomically(self.path / name, memoryview(sink.getvalue()))
 
-    @contextmanager
-    def writers(self, files: Mapping[str, type]) -> Iterator[dict[str, Callable[[Sequence[Any]], None]]]:
-        """Functions that append rows to Parquet files, which all appear together when the block ends well.
-
-        Rows gather to groups of 5,000, so many small appends make no small row groups.
-        """
-        gathered: dict[str, list[Any]] = {name: [] for name in files}
-        paths = {name: partial_of(self.path / name) for name in files}
-        writers: dict[str, pq.ParquetWriter] = {}
-
-        def flush(name: str) -> None:
-            with disk(paths[name]):
-                writers[name].write_table(to_table(gathered[name], files[name]))
-            gathered[name].clear()
-
-        def append_to(name: str) -> Callable[[Sequence[Any]], None]:
-            def append(rows: Sequence[Any]) -> None:
-                gathered[name].extend(rows)
-                if len(gathered[name]) >= 5000:
-                    flush(name)
-
-            return append
-
-        try:
-            for name, kind in files.items():
-                with disk(paths[name]):
-                    writers[name] = pq.ParquetWriter(paths[name], SCHEMAS[kind], **PARQUET)
-            yield {name: append_to(name) for name in files}
-            for name in files:
-                flush(name)
-                with disk(paths[name]):
-                    writers[name].close()
-            for name, path in paths.items():
-                with disk(path):
-                    appear(path, self.path / name)
-        finally:
-            for path in paths.values():
-                path.unlink(missing_ok=True)
+    def writers(self, files: Mapping[str, pa.Schema]) -> AbstractContextManager[dict[str, Callable[[pa.Table], None]]]:
+        """Functions that append tables to Parquet files, which all appear together when the block ends well."""
+        return parquet_writers({self.path / name: schema for name, schema in files.items()})
 
     def fill(
         self,

@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Protocol
 
 from pydantic import BaseModel, ConfigDict, SerializationInfo, SerializerFunctionWrapHandler, model_serializer
 
-from dpo_data.rows import Completion, Message, PreferencePair, Prompt, Ranking, Sample, completion_ids, request_seed
+from dpo_data.rows import Completion, Message, PreferencePair, Prompt, Ranking, Sample, Tools, completion_ids, request_seed
 
 Filter = Callable[[PreferencePair], str | None]
 """A filter returns the reason to drop a pair, or None."""
@@ -44,22 +44,27 @@ class Settings(BaseModel):
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """A conversation to answer. `id` comes back with the answer; `schema` is a JSON schema that the answer must meet."""
+    """A conversation to answer. `id` comes back with the answer; `schema` is a JSON schema that the answer must meet; `tools`
+    are shown to the model by its chat template."""
 
     id: str
     messages: list[Message]
     seed: int
     schema: dict[str, Any] | None = None
+    tools: Tools | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Output:
-    """One generated answer. `logprob`: sum over its tokens in nats; None where the engine does not tell."""
+    """One generated answer. `logprob`: sum over its tokens in nats; None where the engine does not tell. `model`: who answered,
+    where that is not the engine's one model. `tool_calls`: as in a Message, of an answer that was given as such."""
 
     text: str
     finish_reason: str | None
     n_tokens: int | None = None
     logprob: float | None = None
+    model: str | None = None
+    tool_calls: list[dict[str, Any]] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +107,7 @@ def answer(engine: Engine, prompts: Iterable[Prompt], sampling: Sampling, seed: 
     def requests() -> Iterator[Request]:
         for prompt in prompts:
             asked[prompt.prompt_id] = prompt
-            yield Request(prompt.prompt_id, prompt.prompt, request_seed(seed, prompt.prompt_id))
+            yield Request(prompt.prompt_id, prompt.prompt, request_seed(seed, prompt.prompt_id), tools=prompt.tools)
 
     settings = {**sampling, "seed": seed}
     for completed in engine.complete(requests(), sampling):

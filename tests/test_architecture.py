@@ -16,6 +16,7 @@ STAGES = {"sample", "rank", "pair", "publish", "train", "evaluate"}
 
 SEES: dict[str, set[str]] = {
     "rows": set(),
+    "tables": {"rows"},
     "errors": set(),
     "share": set(),
     "provenance": set(),
@@ -25,14 +26,14 @@ SEES: dict[str, set[str]] = {
     "models": {"errors", "provenance"},
     "dedup": {"rows"},
     "filters": {"rows", "seams", "dedup"},
-    "files": {"rows", "errors"},
+    "files": {"rows", "tables", "errors"},
     "formats": {"rows", "seams", "errors", "share", "files", "provenance", "dedup"},
     "templates": {"rows", "errors", "share"},
     "chat": {"rows", "seams", "errors"},
     "engines": {"rows", "seams", "errors", "chat", "child", "models", "provenance"},
     "judges": {"rows", "seams", "errors", "chat", "child", "models", "provenance", "templates", "share", "engines"},
     "config": {"seams", "errors", "share", "engines", "judges", "formats"},
-    "rundir": {"rows", "seams", "errors", "files", "provenance"},
+    "rundir": {"rows", "tables", "seams", "errors", "files", "provenance"},
 }
 """What a module, or every module of a folder, may import of ours besides its own folder. A module that is not here is a stage,
 its helper, or stands on top: held by the other rules."""

@@ -167,7 +167,7 @@ def test_what_was_never_judged_is_dropped_with_its_own_reason() -> None:
 
 def a_pair(chosen: str = "a", rejected: str = "b", margin: float = 1.0) -> PreferencePair:
     said = ([{"role": "assistant", "content": text}] for text in (chosen, rejected))
-    return PreferencePair("p", PROMPT, *said, "c0", "c1", margin, 0.0, margin, "j", "m", "s")
+    return PreferencePair("p", PROMPT, *said, "c0", "c1", margin, 0.0, margin, None, None, "j", "m", "m", "s", [])
 
 
 def test_each_filter_by_example() -> None:

@@ -8,7 +8,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dpo_data import rows
 from dpo_data.rows import (
     Completion,
     DroppedPair,
@@ -19,16 +18,23 @@ from dpo_data.rows import (
     batched,
     completion_ids,
     content_id,
-    from_table,
     in_share,
     prompt_id,
     request_seed,
-    to_table,
 )
+from dpo_data.tables import SCHEMAS, from_table, schema_of, to_table
 
 text = st.text(max_size=20)
 number = st.floats(allow_nan=False)
-messages = st.lists(st.fixed_dictionaries({"role": text, "content": text}), max_size=3)
+arguments = st.dictionaries(text, st.none() | st.booleans() | text | st.lists(st.integers()), max_size=2)
+calls = st.lists(
+    st.fixed_dictionaries(
+        {"type": st.just("function"), "function": st.fixed_dictionaries({"name": text, "arguments": arguments})}
+    )
+)
+plain = st.lists(st.fixed_dictionaries({"role": text, "content": text}), max_size=3)
+messages = st.lists(st.fixed_dictionaries({"role": text, "content": text}, optional={"tool_calls": calls}), max_size=3)
+tools = st.none() | st.lists(st.dictionaries(text, text, max_size=2), max_size=2)
 completion = st.builds(
     Completion,
     text,
@@ -38,20 +44,71 @@ completion = st.builds(
     st.none() | st.integers(0, 2**31 - 1),
     st.none() | number,
     text,
+    st.none() | calls.filter(bool),
 )
-pair = (text, messages, messages, messages, text, text, number, number, number, text, text, text)
-maybe = (text, messages, *(st.none() | one for one in pair[2:-1]), text, text, text)
+
+
+def sides(turns: st.SearchStrategy[Any]) -> dict[str, st.SearchStrategy[Any]]:
+    names = {str: ("chosen_id", "rejected_id", "judge", "model_chosen", "model_rejected")}
+    known = dict.fromkeys(names[str], text) | dict.fromkeys(("score_chosen", "score_rejected", "margin"), number)
+    count = st.none() | st.integers(0, 2**31 - 1)
+    return {**known, "chosen": turns, "rejected": turns, "n_tokens_chosen": count, "n_tokens_rejected": count}
+
+
+flags = st.lists(text, max_size=2)
 BUILDERS: dict[type, st.SearchStrategy[Any]] = {
-    DroppedPrompt: st.builds(DroppedPrompt, text, messages, text, text, text),
-    Sample: st.builds(Sample, text, messages, text, st.lists(completion, max_size=3), st.none() | text),
+    DroppedPrompt: st.builds(DroppedPrompt, text, messages, text, text, text, tools),
+    Sample: st.builds(Sample, text, messages, text, st.lists(completion, max_size=3), st.none() | text, tools),
     Ranking: st.builds(Ranking, text, text, st.lists(text, max_size=4), st.lists(st.none() | number), st.none() | text, text),
-    PreferencePair: st.builds(PreferencePair, *pair),
-    DroppedPair: st.builds(DroppedPair, *maybe),
+    PreferencePair: st.builds(
+        PreferencePair, prompt_id=text, prompt=plain, source=text, flags=flags, tools=st.none(), **sides(plain)
+    ),
+    DroppedPair: st.builds(
+        DroppedPair,
+        prompt_id=text,
+        prompt=messages,
+        source=text,
+        flags=flags,
+        filter=text,
+        reason=text,
+        tools=tools,
+        **{name: st.none() | one for name, one in sides(messages).items()},
+    ),
 }
 
 
 def test_every_row_type_on_disk_is_tried() -> None:
-    assert BUILDERS.keys() == rows.SCHEMAS.keys()
+    assert BUILDERS.keys() == SCHEMAS.keys()
+
+
+@given(
+    st.lists(
+        st.builds(PreferencePair, prompt_id=text, prompt=messages, source=text, flags=flags, tools=tools, **sides(messages))
+    )
+)
+def test_pairs_of_a_run_with_tools_survive_it_too(made: list[Any]) -> None:
+    table = to_table(made, PreferencePair, schema_of(PreferencePair, tools=True))
+    assert list(from_table(table, PreferencePair)) == made
+
+
+def test_datasets_reads_the_turns_of_a_run_with_tools_as_they_were() -> None:
+    from datasets import Dataset
+
+    call = {"type": "function", "function": {"name": "look", "arguments": {"at": [1, None]}}}
+    turns = [{"role": "user", "content": "?"}, {"role": "assistant", "content": "", "tool_calls": [call]}]
+    said = [{"role": "assistant", "content": "!"}]
+    pair = PreferencePair(
+        "p", turns, said, said, "a", "b", 1.0, 0.0, 1.0, None, 1, "j", "m", "m", "s", [], [{"type": "function"}]
+    )
+    read = Dataset(to_table([pair], PreferencePair, schema_of(PreferencePair, tools=True)))[0]
+    assert (read["prompt"], read["chosen"], read["tools"]) == (turns, said, '[{"type": "function"}]')
+
+
+def test_a_table_without_a_place_for_tool_calls_refuses_them() -> None:
+    turns = [{"role": "assistant", "content": "", "tool_calls": []}]
+    pair = PreferencePair("p", turns, turns, turns, "a", "b", 1.0, 0.0, 1.0, None, 1, "j", "m", "m", "s", [])
+    with pytest.raises(ValueError, match="prompt calls tools"):
+        to_table([pair], PreferencePair)
 
 
 @pytest.mark.parametrize("kind", BUILDERS, ids=lambda kind: kind.__name__)
@@ -60,7 +117,7 @@ def test_rows_survive_the_round_trip(kind: type) -> None:
     def check(made: list[Any]) -> None:
         table = to_table(made, kind)
         table.validate(full=True)
-        assert table.schema.equals(rows.SCHEMAS[kind])
+        assert table.schema.equals(SCHEMAS[kind])
         assert list(from_table(table, kind)) == made
 
     check()

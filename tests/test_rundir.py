@@ -18,6 +18,7 @@ from dpo_data.errors import EngineError, InputError, NotReady, OutOfDisk, StaleR
 from dpo_data.files import partial_of, write_atomically
 from dpo_data.rows import DroppedPrompt, PreferencePair, Prompt, Ranking, Sample
 from dpo_data.rundir import FOLDERS, RunDir, Stage
+from dpo_data.tables import SCHEMAS, to_table
 
 Make = Callable[..., Recipe]
 
@@ -83,22 +84,22 @@ class TestWriting:
         assert os.listdir(stage.path.parent) == ["2-rank"]
 
     def test_files_of_one_block_appear_together(self, stage: Stage) -> None:
-        with stage.writers({"one.parquet": Ranking, "two.parquet": Ranking}) as append:
-            append["one.parquet"]([ranking("p")])
+        with stage.writers({"one.parquet": SCHEMAS[Ranking], "two.parquet": SCHEMAS[Ranking]}) as append:
+            append["one.parquet"](to_table([ranking("p")], Ranking))
             assert not list(stage.path.glob("*.parquet"))
         assert [row.prompt_id for row in stage.rows(Ranking, "one.parquet")] == ["p"]
         assert list(stage.rows(Ranking, "two.parquet")) == []
 
     def test_a_block_that_fails_leaves_nothing(self, stage: Stage) -> None:
-        with pytest.raises(ZeroDivisionError), stage.writers({"one.parquet": Ranking}) as append:
-            append["one.parquet"]([ranking("p")])
+        with pytest.raises(ZeroDivisionError), stage.writers({"one.parquet": SCHEMAS[Ranking]}) as append:
+            append["one.parquet"](to_table([ranking("p")], Ranking))
             raise ZeroDivisionError
         assert os.listdir(stage.path) == ["recipe.json"]
 
     def test_small_appends_make_no_small_row_groups(self, stage: Stage) -> None:
-        with stage.writers({"one.parquet": Ranking}) as append:
+        with stage.writers({"one.parquet": SCHEMAS[Ranking]}) as append:
             for at in range(5100):
-                append["one.parquet"]([ranking(f"p{at}")])
+                append["one.parquet"](to_table([ranking(f"p{at}")], Ranking))
         assert [row.prompt_id for row in stage.rows(Ranking, "one.parquet")] == [f"p{at}" for at in range(5100)]
         assert pq.ParquetFile(stage.path / "one.parquet").num_row_groups == 2
 
@@ -378,9 +379,12 @@ class TestFullDisk:
 
     def test_pairs_that_do_not_fit_leave_nothing(self, stage: Stage, capfd: pytest.CaptureFixture[str]) -> None:
         partial_of(stage.path / "two.parquet").symlink_to("/dev/full")
-        with pytest.raises(OutOfDisk), stage.writers({"one.parquet": Ranking, "two.parquet": Ranking}) as append:
+        with (
+            pytest.raises(OutOfDisk),
+            stage.writers({"one.parquet": SCHEMAS[Ranking], "two.parquet": SCHEMAS[Ranking]}) as append,
+        ):
             for at in range(6000):
-                append["two.parquet"]([ranking(f"p{at}", str(random.random()))])
+                append["two.parquet"](to_table([ranking(f"p{at}", str(random.random()))], Ranking))
         assert os.listdir(stage.path) == ["recipe.json"]
         assert capfd.readouterr().err == ""
 

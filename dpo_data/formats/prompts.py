@@ -7,10 +7,42 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from pydantic import Field
+
 from dpo_data.errors import InputError
 from dpo_data.provenance import file_hash
 from dpo_data.rows import Message, Prompt, in_share, prompt_id
+from dpo_data.seams import Settings
 from dpo_data.share import find
+
+
+class Decontaminate(Settings):
+    """Drop prompts that overlap the evaluation sets `against` (paths like a prompts file's): those that hold at least `share` of
+    the n-grams (of `n` words) of one evaluation text. A text shorter than n words is looked for whole."""
+
+    against: list[str]
+    n: int = Field(8, ge=1)
+    share: float = Field(0.5, gt=0, le=1)
+
+
+class Prompts(Settings):
+    """Where prompts come from: a file, or `hf://datasets/<repo>` with its `name` (configuration), `split` and `revision`.
+
+    `system` is put before every prompt that has no system turn. `holdout` is the share kept from sampling and training, for
+    `evaluate`. `near_duplicates` is the similarity (Jaccard, of five-word shingles) from which a later prompt is dropped; 1 drops
+    exact repetitions alone.
+    """
+
+    path: str
+    name: str | None = None
+    split: str = "train"
+    revision: str | None = None
+    system: str | None = None
+    limit: int | None = Field(None, ge=1)
+    holdout: float = Field(0.0, ge=0, lt=1)
+    near_duplicates: float = Field(0.8, gt=0, le=1)
+    decontaminate: Decontaminate | None = None
+
 
 Record = tuple[str, dict[str, Any]]
 """Where a record stands (`line 3`, `row 3`), and its columns."""
