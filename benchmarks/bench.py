@@ -213,7 +213,7 @@ def _raw(recipe: Recipe) -> Callable[[], tuple[list[int], dict[str, list[str]]]]
 
     llm = LLM(recipe.sample.engine.model, **_defaults())  # type: ignore[union-attr]
     tokenizer = llm.get_tokenizer()
-    prompts = list(read_prompts(recipe.prompts.path))
+    prompts = list(read_prompts(recipe.prompts))
     ids = [tokenizer.apply_chat_template(prompt.prompt, add_generation_prompt=True, return_dict=False) for prompt in prompts]
     given = recipe.sample.sampling
     given["logit_bias"] = {int(id): bias for id, bias in given["logit_bias"].items()}

@@ -4,14 +4,16 @@ Retries, backoff with jitter and `Retry-After` are the `openai` package's. Every
 as it is, so a server's own parameters (`top_k`, `min_p`) need no release of ours.
 """
 
+import json
 import os
 from collections.abc import Iterable, Iterator
-from itertools import islice
+from itertools import count, islice
 from queue import SimpleQueue
 from threading import Thread
 from typing import Any
 
 from dpo_data.errors import EngineError
+from dpo_data.rows import Message
 from dpo_data.seams import Completed, Output, Request, Sampling
 
 
@@ -71,7 +73,9 @@ class ChatClient:
         if request.schema:
             named = {"name": "answer", "schema": request.schema, "strict": True}
             body["response_format"] = {"type": "json_schema", "json_schema": named}
-        messages: Any = request.messages
+        if request.tools:
+            body["tools"] = request.tools
+        messages: Any = on_the_wire(request.messages)
         try:
             answer = self._client.chat.completions.create(model=self.model, messages=messages, extra_body=body)
         except openai.APIConnectionError as error:
@@ -92,13 +96,58 @@ class ChatClient:
         return Completed(request.id, [_output(choice, tokens) for choice in answer.choices or []])
 
 
+def on_the_wire(messages: list[Message]) -> list[Message]:
+    """Messages as OpenAI's API takes them: a call's arguments as JSON text, and an id that ties each tool's turn to the call it
+    answers, in their order. Nine letters and digits, as Mistral's chat templates insist."""
+    ids = (f"call{at:05d}" for at in count(1))
+    open_calls: list[str] = []
+    sent: list[Message] = []
+    for message in messages:
+        if message.get("tool_calls"):
+            open_calls = [next(ids) for _ in message["tool_calls"]]
+            calls = [
+                {"id": id, **call, "function": {**call["function"], "arguments": _json(call["function"]["arguments"])}}
+                for id, call in zip(open_calls, message["tool_calls"], strict=True)
+            ]
+            message = {**message, "tool_calls": calls}
+        elif message["role"] == "tool":
+            message = {**message, "tool_call_id": open_calls.pop(0) if open_calls else next(ids)}
+        sent.append(message)
+    return sent
+
+
+def _json(arguments: Any) -> str:
+    return arguments if isinstance(arguments, str) else json.dumps(arguments, ensure_ascii=False)
+
+
+def _calls(message: Any) -> list[dict[str, Any]] | None:
+    """The tool calls of an answer as a Message holds them; arguments that are not JSON stay the text that they are."""
+    return [
+        {"type": "function", "function": {"name": _whole(call.function.name), "arguments": _arguments(call.function.arguments)}}
+        for call in message.tool_calls or []
+    ] or None
+
+
+def _arguments(text: str) -> Any:
+    try:
+        return json.loads(_whole(json.dumps(json.loads(text), ensure_ascii=False)))
+    except ValueError:
+        return _whole(text)
+
+
+def _whole(text: str) -> str:
+    """A text without halves of surrogate pairs, which are no characters."""
+    return text.encode("utf-8", "replace").decode()
+
+
 def _output(choice: Any, tokens: int | None) -> Output:
     """With log-probs the tokens are counted one by one; without, the server only tells their sum over all n answers."""
-    text = (choice.message.content or "").encode("utf-8", "replace").decode()  # half a surrogate pair is no character
+    text = _whole(choice.message.content or "")
     counted = choice.logprobs.content if choice.logprobs and choice.logprobs.content is not None else None
     return Output(
         text,
         choice.finish_reason,
         len(counted) if counted is not None else tokens,
         sum(token.logprob for token in counted) if counted is not None else None,
+        tool_calls=_calls(choice.message),
     )

@@ -17,6 +17,7 @@ STAGE_HELP = {
     "sample": "answer every prompt N times",
     "rank": "have a judge rank the answers",
     "pair": "turn rankings into chosen/rejected pairs",
+    "publish": "push the pairs and their card to the Hugging Face Hub",
     "train": "train DPO on the pairs",
     "evaluate": "compare base and trained model on the held-out prompts",
 }
@@ -44,7 +45,7 @@ def main(argv: list[str] | None = None) -> int:
 def parser() -> argparse.ArgumentParser:
     """All commands with their options."""
     top = argparse.ArgumentParser(
-        prog="dpo-data", description="Build preference datasets: sample → rank → pair → train → evaluate."
+        prog="dpo-data", description="Build preference datasets: sample → rank → pair → publish → train → evaluate."
     )
     top.add_argument("--debug", action="store_true", help="show the whole traceback of an error")
     commands = top.add_subparsers(required=True, metavar="COMMAND")
@@ -77,6 +78,11 @@ def parser() -> argparse.ArgumentParser:
         ("report", _report, "write a run's report.json and report.html anew"),
     ):
         add(name, work, help, recipe=False).add_argument("run", metavar="RUN", help="a run directory")
+    export = add("export", _export, "write a run's pairs in another program's format", recipe=False)
+    export.add_argument("run", metavar="RUN", help="a run directory")
+    formats = "trl, llamafactory, axolotl, openrlhf, nemo_rl, hh, kto; with all answers of each prompt: ultrafeedback, text"
+    export.add_argument("--format", required=True, metavar="FORMAT", help=formats)
+    export.add_argument("--out", required=True, metavar="PATH", help="the new folder to write")
     add("doctor", _doctor, "check this machine: packages, GPU, disk, server", recipe=False)
     deploy = add("deploy", _deploy, "start Prefect's server, deploy the flows and start a worker", recipe=False)
     deploy.add_argument("arguments", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
@@ -116,7 +122,8 @@ def _stage(name: str) -> Callable[[argparse.Namespace], None]:
         recipe, run = _load(given)
         with bars() as progress:
             manifest = pipeline.run_stage(name, recipe, run, progress)
-        print(f"{name}: complete in {run.stage(name).path}, {manifest['seconds']:.1f} s")
+        where = f" and at {manifest['url']}" if "url" in manifest else ""
+        print(f"{name}: complete in {run.stage(name).path}{where}, {manifest['seconds']:.1f} s")
 
     return work
 
@@ -162,6 +169,18 @@ def _report(given: argparse.Namespace) -> None:
     if not (run.path / "recipe.toml").is_file():
         raise InputError(f"No run with a finished stage at {run.path}", "Name a run directory, as runs/demo.")
     print(last_words(report(load(run.path / "recipe.toml"), run), run))
+
+
+def _export(given: argparse.Namespace) -> None:
+    from pathlib import Path
+
+    from dpo_data.export import export
+    from dpo_data.rundir import RunDir
+
+    for part in export(RunDir(given.run), given.format, Path(given.out)):
+        print(f"{part.path}: {part.records:,} records")
+        for reason, count in part.left_out.most_common():
+            print(f"  left out {count:,}: {reason}, kept in {part.path.stem}.left-out.jsonl")
 
 
 def _doctor(given: argparse.Namespace) -> int:

@@ -9,13 +9,15 @@ import difflib
 import tomllib
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args, get_origin
 
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, model_validator
 
-from dpo_data.engines import EngineSettings
+from dpo_data.engines import SamplerSettings
+from dpo_data.engines.mix import Mix
 from dpo_data.engines.vllm import Vllm
 from dpo_data.errors import RecipeError, TrainError
+from dpo_data.filters import DEFAULTS, Filters
 from dpo_data.formats.prompts import Prompts
 from dpo_data.judges import JudgeSettings
 from dpo_data.seams import Settings
@@ -25,7 +27,10 @@ Share = Annotated[float, Field(ge=0, lt=1)]
 
 
 class Sample(Settings):
-    """N completions a prompt, at fixed settings. `max_failed`: the share of prompts that may fail before the run stops."""
+    """N completions a prompt, at fixed settings: of one engine, evenly of a mix, or as many as are given, whatever `n` says.
+
+    `max_failed`: the share of prompts that may fail before the run stops.
+    """
 
     incidental = frozenset({"max_failed"})
     n: int = Field(8, ge=2)
@@ -36,7 +41,16 @@ class Sample(Settings):
     params: dict[str, Any] = {}
     shard_size: int = Field(256, ge=1)
     max_failed: Share = 0.05
-    engine: EngineSettings
+    engine: SamplerSettings
+
+    @model_validator(mode="after")
+    def _divides(self) -> "Sample":
+        if isinstance(self.engine, Mix) and self.n % (count := len(self.engine.engines)):
+            raise RecipeError(
+                f"'sample.n' is {self.n}, which the {count} engines of the mix cannot share evenly",
+                f"Make it a multiple of {count}.",
+            )
+        return self
 
     @property
     def sampling(self) -> dict[str, Any]:
@@ -54,24 +68,40 @@ class Rank(Settings):
 
 
 class Pair(Settings):
-    """How rankings become pairs. `test` is the share of prompts whose pairs go to test.parquet."""
+    """How rankings become pairs.
 
-    strategy: Literal["best_worst"] = "best_worst"
+    `strategy`: `auto` is best_worst, and from 32 candidates on best_vs_mu_2sigma. `max_pairs` caps adjacent, all and threshold, a
+    prompt. `chosen_from` and `rejected_to` are the scores of `threshold`. `test` is the share of prompts whose pairs go to
+    test.parquet. `reject_truncated`: whether a cut-off answer may be rejected; it is never chosen.
+    """
+
+    strategy: Literal["auto", "best_worst", "best_vs_mu_2sigma", "best_random", "adjacent", "all", "threshold"] = "auto"
+    max_pairs: int = Field(10, ge=1)
+    chosen_from: float | None = None
+    rejected_to: float | None = None
     test: Share = 0.05
     reject_truncated: bool = False
+    filters: Filters = DEFAULTS
+
+    @model_validator(mode="after")
+    def _has_thresholds(self) -> "Pair":
+        if self.strategy == "threshold" and (self.chosen_from is None or self.rejected_to is None):
+            raise ValueError("the strategy threshold needs chosen_from and rejected_to")
+        return self
 
 
 class Publish(Settings):
     """Where the pairs go on the Hugging Face Hub. `revision` is the branch; `tag` names this run's commit, by default as the
-    run directory is named. `judgments`: also what the judge was asked and answered. Nothing is public unless `private` is off."""
+    run directory is named. `judgments`: also what the judge was asked and answered. `license` and `language` by the Hub's words
+    (apache-2.0, en). Nothing is public unless `private` is off, and a repository that is private stays so."""
 
     repo_id: str = Field(pattern=r"^[\w.-]+/[\w.-]+$")
     private: bool = True
-    revision: str = "main"
-    tag: str | None = None
+    revision: str = Field("main", pattern=r"^[\w.-]+(/[\w.-]+)*$")
+    tag: str | None = Field(None, pattern=r"^\w[\w.-]*$")
     judgments: bool = False
-    license: str = "other"
-    language: list[str] = []
+    license: str = Field("other", pattern=r"^[\w.+-]+$")
+    language: list[Annotated[str, Field(pattern=r"^[\w-]+$")]] = []
 
 
 class Lora(Settings):
@@ -130,6 +160,29 @@ class Recipe(Settings):
     publish: Publish | None = None
     train: Train | None = None
     evaluate: Evaluate = Evaluate()
+
+    @model_validator(mode="after")
+    def _fits(self) -> "Recipe":
+        """What one table says of another is met before an engine starts."""
+        sampler, judge = self.sample.engine.type, self.rank.judge
+        if sampler in ("mix", "given") and getattr(judge, "engine", judge) is None:
+            raise RecipeError(
+                f"The judge {judge.type!r} has no engine of its own, and the {sampler!r} that samples cannot judge",
+                "Name one model under [rank.judge.engine].",
+            )
+        if judge.type == "given" and sampler != "given":
+            raise RecipeError(
+                f"The judge 'given' takes the scores that came with given answers, and {sampler!r} generates them",
+                'Set sample.engine.type = "given", or name another judge.',
+            )
+        if judge.type == "given" and self.train and self.prompts.holdout:
+            raise RecipeError(
+                "The judge 'given' cannot score what the models answer to held-out prompts",
+                "Set prompts.holdout = 0, which leaves evaluate out, or name another judge.",
+            )
+        if sampler in ("mix", "given") and self.train and not self.train.model:
+            raise RecipeError(f"An engine of type {sampler!r} does not say which model to train", "Set train.model.")
+        return self
 
     def base_model(self) -> tuple[str, str | None]:
         """The model to train, with its revision. Raises TrainError where the recipe names none."""
@@ -212,7 +265,12 @@ def _place(loc: tuple[Any, ...]) -> tuple[list[str], list[str]]:
     path: list[str] = []
     holder: Any = Recipe
     tables = [holder]
+    named = False
     for part in loc:
+        if named or isinstance(part, int):  # a name of the user's own, or a place in a list: the tables are known already
+            path.append(str(part))
+            named = False
+            continue
         if len(tables) > 1:  # of a union, pydantic names the table that `type` picked
             tables = [table for table in tables if table.model_fields["type"].default == part]
             continue
@@ -221,6 +279,7 @@ def _place(loc: tuple[Any, ...]) -> tuple[list[str], list[str]]:
             holder = tables[0]
             field = holder.model_fields.get(part)
             tables = _tables(field.annotation) if field else []
+            named = bool(field and tables) and get_origin(field.annotation) is dict
     return path, list(holder.model_fields)
 
 

@@ -8,6 +8,7 @@ DpoDataError
 ├── NotReady           a stage was asked for before the one it stands on                       exit 3
 ├── EngineError        no such model, server refused, engine died                              exit 4
 ├── TrainError         training cannot start or has failed                                     exit 4
+├── PublishError       no token, no rights, a repository or tag that is taken, the Hub is away exit 4
 ├── TooManyFailures    more rows of a stage failed than the recipe allows                      exit 5
 ├── EmptyStage         a stage would end with no rows                                          exit 5
 ├── OutOfDisk          the run directory's disk is full                                        exit 6
@@ -54,6 +55,10 @@ class EngineError(DpoDataError):
 
 
 class TrainError(DpoDataError):
+    exit_code = 4
+
+
+class PublishError(DpoDataError):
     exit_code = 4
 
 

@@ -7,10 +7,9 @@ from statistics import fmean
 from typing import Any
 
 from dpo_data.config import Recipe
-from dpo_data.dedup import distinct
+from dpo_data.engines.mix import Mix
 from dpo_data.engines.vllm import Vllm
 from dpo_data.errors import EmptyStage
-from dpo_data.formats.prompts import is_held_out, prompts_hash, read_prompts
 from dpo_data.rows import Prompt, Ranking, Sample
 from dpo_data.rundir import RunDir
 from dpo_data.seams import Progress, answer
@@ -19,12 +18,15 @@ from dpo_data.seams import Progress, answer
 def evaluate(recipe: Recipe, run: RunDir, progress: Progress) -> dict[str, Any]:
     """Fill `6-evaluate` with base.parquet, trained.parquet (Sample rows) and rank.parquet (both models' answers in one Ranking
     a prompt). Returns the manifest, with a summary of each model."""
-    trained = run.stage("train")
+    sampled, trained = run.stage("sample"), run.stage("train")
+    sampled.require()
     trained.require()
     stage = run.stage("evaluate").open(settings(recipe), inputs(recipe, run))
     if stage.manifest:
         return stage.manifest
-    prompts = _held_out(recipe)
+    prompts = list(sampled.rows(Prompt, "held_out.parquet"))
+    if not prompts:
+        raise EmptyStage("No prompt is held out", "Raise prompts.holdout, or bring more prompts.")
     sampling = {**recipe.sample.sampling, "n": recipe.evaluate.n}
     samples: dict[str, list[Sample]] = {}
     for who, engine_settings in _engines(recipe, str(trained.path / "model")).items():
@@ -54,8 +56,7 @@ def settings(recipe: Recipe) -> dict[str, Any]:
 def inputs(recipe: Recipe, run: RunDir) -> dict[str, Any]:
     """Content hashes of what this stage reads."""
     return {
-        "prompts": prompts_hash(recipe.prompts.path),
-        "train": (run.stage("train").manifest or {}).get("digest"),
+        **{name: (run.stage(name).manifest or {}).get("digest") for name in ("sample", "train")},
         **recipe.rank.judge.inputs(),
     }
 
@@ -89,22 +90,13 @@ def summary(
     return told
 
 
-def _held_out(recipe: Recipe) -> list[Prompt]:
-    prompts = [
-        row
-        for row in distinct(read_prompts(recipe.prompts.path, recipe.prompts.limit))
-        if isinstance(row, Prompt) and is_held_out(row, recipe.prompts.holdout, recipe.seed)
-    ]
-    if not prompts:
-        raise EmptyStage("No prompt is held out", "Raise prompts.holdout, or bring more prompts.")
-    return prompts
-
-
 def _engines(recipe: Recipe, trained: str) -> dict[str, Vllm]:
     """The base and the trained model, with the sampling engine's own arguments where that is vLLM."""
     assert recipe.train is not None
     model, revision = recipe.base_model()
-    args = recipe.sample.engine.args if isinstance(recipe.sample.engine, Vllm) else {}
+    sampler = recipe.sample.engine
+    ours = [one for one in sampler.engines if getattr(one, "model", "") == model] if isinstance(sampler, Mix) else [sampler]
+    args = next((one.args for one in ours if isinstance(one, Vllm)), {})
     base = Vllm(model=model, revision=revision, args=args)
     if recipe.train.method == "lora":
         return {"base": base, "trained": base.model_copy(update={"adapter": trained})}

@@ -26,6 +26,18 @@ def read_rows(path: Path, kind: type[Row]) -> Iterator[Row]:
             yield from from_table(file.read_row_group(group), kind)
 
 
+def read_table(path: Path, columns: list[str]) -> pa.Table:
+    """Some columns of a Parquet file. Raises InputError where it cannot be read."""
+    with _whole(path), pq.ParquetFile(path) as file:
+        return file.read(columns, use_threads=False)  # a stage reads many small files at once, and threads cost more than they give
+
+
+def read_schema(path: Path) -> pa.Schema:
+    """A Parquet file's schema. Raises InputError where it cannot be read."""
+    with _whole(path):
+        return pq.read_schema(path)
+
+
 def read_column(path: Path, name: str) -> list[Any]:
     """One column's values of a Parquet file. Raises InputError where it cannot be read."""
     with _whole(path), pq.ParquetFile(path) as file:
@@ -75,7 +87,7 @@ def parquet_writers(schemas: Mapping[Path, pa.Schema]) -> Iterator[dict[str, Cal
 
     def flush(path: Path) -> None:
         with disk(partial_of(path)):
-            writers[path].write_table(pa.concat_tables([schemas[path].empty_table(), *gathered[path]]))
+            writers[path].write_table(pa.concat_tables([pa.Table.from_batches([], schemas[path]), *gathered[path]]))
         gathered[path].clear()
 
     def append_to(path: Path) -> Callable[[pa.Table], None]:

@@ -43,8 +43,15 @@ def model_revision(model: str, revision: str | None = None) -> str | None:
     return Path(config).parent.name if isinstance(config, str) else None
 
 
-def engine_revision(engine: Any) -> str | None:
-    """What exactly an engine's weights are, its adapter's included; None for an engine whose weights are not here."""
+def engine_revision(engine: Any) -> str | list[str | None] | None:
+    """What exactly an engine's weights are, its adapter's included; None for an engine whose weights are not here; of a mix, a
+    list of what each engine's are."""
+    if engine is not None and engine.type == "mix":
+        return [_weights(one) for one in engine.engines]
+    return _weights(engine)
+
+
+def _weights(engine: Any) -> str | None:
     if engine is None or engine.type != "vllm":
         return None
     revision = model_revision(engine.model, engine.revision)

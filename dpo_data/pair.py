@@ -1,168 +1,137 @@
 """Rankings become chosen/rejected pairs; whatever gives no pair is kept with its reason."""
 
 from collections import Counter
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
-from statistics import fmean
-from typing import Any
+from typing import Any, NamedTuple
 
-from dpo_data.config import Pair, Recipe
-from dpo_data.dedup import normalised
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from dpo_data import filters
+from dpo_data.candidates import RANK_COLUMNS, SAMPLE_COLUMNS, dropped, form
+from dpo_data.config import Recipe
+from dpo_data.dedup.stream import in_order
 from dpo_data.errors import EmptyStage
-from dpo_data.files import read_rows
-from dpo_data.filters import FILTERS
-from dpo_data.rows import Completion, DroppedPair, Message, PreferencePair, Ranking, Sample, in_share
-from dpo_data.rundir import RunDir
+from dpo_data.files import read_table
+from dpo_data.filters import Trainer
+from dpo_data.models import model_revision
+from dpo_data.rows import DroppedPair, PreferencePair, Ranking, batched, in_share
+from dpo_data.rundir import RunDir, Stage
 from dpo_data.seams import Progress
-from dpo_data.tables import SCHEMAS, to_table
+from dpo_data.tables import SCHEMAS, schema_of
 
-FILES: dict[str, type] = {"train.parquet": PreferencePair, "test.parquet": PreferencePair, "dropped.parquet": DroppedPair}
+FLAGS = SCHEMAS[DroppedPair].field("flags")
 
-
-@dataclass(frozen=True, slots=True)
-class Candidate:
-    """An answer that may be chosen or rejected, with its score."""
-
-    completion: Completion
-    score: float
+PROMPTS = 5_000
+"""How many prompts are worked on at once."""
 
 
-Strategy = Callable[[list[Candidate], Pair], tuple[Candidate, Candidate] | None]
-"""Picks (chosen, rejected) among at least two candidates, the same whatever their order; None where nothing may be chosen."""
+class Part(NamedTuple):
+    """What some shards gave: tables for the three files, and counts."""
+
+    train: pa.Table
+    test: pa.Table
+    dropped: pa.Table
+    counts: dict[str, int]
+    by_prompt: Counter[str]
+    by_filter: Counter[str]
 
 
 def pair(recipe: Recipe, run: RunDir, progress: Progress) -> dict[str, Any]:
-    """Write train.parquet, test.parquet and dropped.parquet into `3-pair`. Returns the manifest, with the funnel's counts."""
+    """Write train.parquet, test.parquet and dropped.parquet into `3-pair`. Returns the manifest, with the funnel's counts:
+    `prompts`, of which `dropped_prompts` (by filter) gave no pair; the others are `paired` and gave `candidates`, of which
+    `dropped_pairs` (by filter) are gone, and the rest is in `train` and `test`."""
     sampled, ranked = run.stage("sample"), run.stage("rank")
-    total = sampled.require()["prompts"]
+    facts = sampled.require()
     ranked.require()
     stage = run.stage("pair").open(settings(recipe), inputs(recipe, run))
     if stage.manifest:
         return stage.manifest
+    tools, total = bool(facts.get("tools")), facts["prompts"]
     progress("pair", 0, total)
-    counts: Counter[str] = Counter()
-    dropped: Counter[str] = Counter()
-    with stage.writers({name: SCHEMAS[kind] for name, kind in FILES.items()}) as append:
-        for path in sampled.shards():
-            rankings = {row.prompt_id: row for row in _rankings(ranked.path / path.name)}
-            made = [make_pair(row, rankings.get(row.prompt_id), recipe.pair) for row in read_rows(path, Sample)]
-            pairs = [row for row in made if isinstance(row, PreferencePair)]
-            test = [row for row in pairs if in_share(row.prompt_id, recipe.pair.test, f"test:{recipe.seed}")]
-            held = {row.prompt_id for row in test}
-            drops = [row for row in made if isinstance(row, DroppedPair)]
-            append["train.parquet"](to_table([row for row in pairs if row.prompt_id not in held], PreferencePair))
-            append["test.parquet"](to_table(test, PreferencePair))
-            append["dropped.parquet"](to_table(drops, DroppedPair))
-            counts.update(prompts=len(made), train=len(pairs) - len(test), test=len(test))
-            dropped.update(row.filter for row in drops)
+    work = _worker(recipe, ranked, tools)
+    counts: Counter[str] = Counter(dict.fromkeys(("prompts", "paired", "candidates", "train", "test"), 0))
+    by_prompt: Counter[str] = Counter()
+    by_filter: Counter[str] = Counter()
+    pairs = schema_of(PreferencePair, tools)
+    files = {"train.parquet": pairs, "test.parquet": pairs, "dropped.parquet": SCHEMAS[DroppedPair]}
+    own = any(one and one.type == "python" for one in recipe.pair.filters.values())
+    threads = 1 if own else None  # somebody's function may remember what it saw, and sees pairs in their order
+    with stage.writers(files) as append:
+        for part in in_order(work, batched(sampled.shards(), max(1, PROMPTS // recipe.sample.shard_size)), threads):
+            append["train.parquet"](part.train)
+            append["test.parquet"](part.test)
+            append["dropped.parquet"](part.dropped)
+            counts.update(part.counts)
+            by_prompt.update(part.by_prompt)
+            by_filter.update(part.by_filter)
             progress("pair", counts["prompts"], total)
         if not counts["train"]:
-            most = ", ".join(f"{n} {name}" for name, n in dropped.most_common(3))
+            most = ", ".join(f"{n} {name}" for name, n in (by_prompt + by_filter).most_common(3))
             raise EmptyStage(
-                f"No pair is left of {counts['prompts']} prompts ({most})", "Use another judge, or more completions."
+                f"No pair is left of {counts['prompts']} prompts ({most})",
+                "Use another judge, more completions, or other [pair.filters].",
             )
     return stage.finish(
-        prompts=counts["prompts"], train=counts["train"], test=counts["test"], dropped=dict(dropped.most_common())
+        **counts, dropped_prompts=dict(by_prompt.most_common()), dropped_pairs=dict(by_filter.most_common()), tools=tools
     )
 
 
 def settings(recipe: Recipe) -> dict[str, Any]:
     """What of the recipe decides this stage's rows."""
-    return recipe.deciding("seed", "pair")
+    return {**recipe.deciding("seed", "pair"), "max_length": recipe.train.max_length if recipe.train else None}
 
 
 def inputs(recipe: Recipe, run: RunDir) -> dict[str, Any]:
     """Content hashes of what this stage reads."""
-    return {name: (run.stage(name).manifest or {}).get("digest") for name in ("sample", "rank")}
+    hashes = {name: (run.stage(name).manifest or {}).get("digest") for name in ("sample", "rank")}
+    trainer = _trainer(recipe)
+    fitted = model_revision(trainer.model, trainer.revision) if trainer else None
+    return {**hashes, "trainer": fitted, "filters": filters.inputs(recipe.pair.filters)}
 
 
-def best_worst(candidates: list[Candidate], settings: Pair) -> tuple[Candidate, Candidate] | None:
-    """The highest score against the lowest. Among equals the completion's id decides, which knows no position and no length."""
-    choosable = [c for c in candidates if c.completion.finish_reason != "length"]
-    if not choosable:
-        return None
-    chosen = max(choosable, key=lambda c: (c.score, c.completion.completion_id))
-    others = candidates if settings.reject_truncated else choosable
-    rejectable = [c for c in others if c is not chosen and c.score <= chosen.score]
-    rejected = min(rejectable, key=lambda c: (c.score, c.completion.completion_id), default=None)
-    return (chosen, rejected) if rejected else None
+def _trainer(recipe: Recipe) -> Trainer | None:
+    """What the pairs must fit; None where nothing is trained."""
+    return Trainer(*recipe.base_model(), recipe.train.max_length) if recipe.train else None
 
 
-STRATEGIES: dict[str, Strategy] = {"best_worst": best_worst}
+def _worker(recipe: Recipe, ranked: Stage, tools: bool) -> Callable[[list[Path]], Part]:
+    """Turns some shards of samples, with the rankings of the same names, into pairs and drops."""
+    trainer = _trainer(recipe)
+    screens = {name: (one, one.build(trainer)) for name, one in recipe.pair.filters.items() if one}
+
+    def work(shards: list[Path]) -> Part:
+        samples = _read(shards, SAMPLE_COLUMNS)
+        judged = [path for shard in shards if (path := ranked.path / shard.name).exists()]
+        rankings = _read(judged, RANK_COLUMNS) if judged else SCHEMAS[Ranking].empty_table().select(RANK_COLUMNS)
+        formed = form(samples, rankings, recipe.pair, tools)
+        screened = filters.screen(formed.pairs, screens)
+        pairs = formed.pairs.set_column(
+            formed.pairs.schema.get_field_index("flags"), FLAGS, pa.array(screened.flags, FLAGS.type)
+        )
+        keep = pa.array([name is None for name in screened.names], pa.bool_())
+        names, reasons = ([one for one in told if one is not None] for told in (screened.names, screened.reasons))
+        kept = pairs.filter(keep)
+        test = pa.array(
+            [in_share(id, recipe.pair.test, f"test:{recipe.seed}") for id in kept["prompt_id"].to_pylist()], pa.bool_()
+        )
+        parts = {"train": kept.filter(pc.invert(test)), "test": kept.filter(test)}
+        return Part(
+            **parts,
+            dropped=pa.concat_tables([formed.drops, dropped(pairs.filter(pc.invert(keep)), names, reasons)]),
+            counts={
+                "prompts": len(samples),
+                "paired": len(samples) - len(formed.drops),
+                "candidates": len(formed.pairs),
+                **{name: len(one) for name, one in parts.items()},
+            },
+            by_prompt=Counter(formed.drops["filter"].to_pylist()),
+            by_filter=Counter(names),
+        )
+
+    return work
 
 
-def make_pair(sample: Sample, ranking: Ranking | None, settings: Pair) -> PreferencePair | DroppedPair:
-    """A prompt's pair, or why there is none."""
-    if sample.error:
-        return _dropped(sample, ranking, "unsampled", sample.error)
-    if ranking is None:
-        return _dropped(sample, ranking, "unranked", "the judge gave no ranking")
-    if ranking.abstained:
-        return _dropped(sample, ranking, "abstained", ranking.abstained)
-    candidates = _candidates(sample, ranking)
-    if len(candidates) < 2:
-        return _dropped(sample, ranking, "identical", "all judged answers are the same text")
-    picked = STRATEGIES[settings.strategy](candidates, settings)
-    if picked is None:
-        return _dropped(sample, ranking, "truncated", "fewer than two answers are whole")
-    pair = _pair(sample, ranking, *picked)
-    for name, reason_to_drop in FILTERS.items():
-        reason = reason_to_drop(pair)
-        if reason:
-            return DroppedPair(**{name: getattr(pair, name) for name in PreferencePair.__slots__}, filter=name, reason=reason)
-    return pair
-
-
-def _rankings(path: Path) -> Iterator[Ranking]:
-    """A shard's rankings; none where no prompt of the shard could be sampled, so that there was nothing to rank."""
-    return read_rows(path, Ranking) if path.exists() else iter(())
-
-
-def _candidates(sample: Sample, ranking: Ranking) -> list[Candidate]:
-    """The judged answers, each text once: answers that are equal but for case and white space share their mean score."""
-    scores = dict(zip(ranking.completion_ids, ranking.scores, strict=True))
-    same: dict[tuple[str, bool], list[Candidate]] = {}
-    for completion in sample.completions:
-        score = scores.get(completion.completion_id)
-        if score is not None:
-            key = normalised(completion.text), completion.finish_reason == "length"
-            same.setdefault(key, []).append(Candidate(completion, score))
-    return [
-        Candidate(min((c.completion for c in group), key=lambda c: c.completion_id), fmean(c.score for c in group))
-        for group in same.values()
-    ]
-
-
-def _pair(sample: Sample, ranking: Ranking, chosen: Candidate, rejected: Candidate) -> PreferencePair:
-    return PreferencePair(
-        prompt_id=sample.prompt_id,
-        prompt=sample.prompt,
-        chosen=_answer(chosen),
-        rejected=_answer(rejected),
-        chosen_id=chosen.completion.completion_id,
-        rejected_id=rejected.completion.completion_id,
-        score_chosen=chosen.score,
-        score_rejected=rejected.score,
-        margin=chosen.score - rejected.score,
-        n_tokens_chosen=chosen.completion.n_tokens,
-        n_tokens_rejected=rejected.completion.n_tokens,
-        judge=ranking.judge,
-        model_chosen=chosen.completion.model,
-        model_rejected=rejected.completion.model,
-        source=sample.source,
-        flags=[],
-        tools=sample.tools,
-    )
-
-
-def _answer(candidate: Candidate) -> list[Message]:
-    return [{"role": "assistant", "content": candidate.completion.text}]
-
-
-def _dropped(sample: Sample, ranking: Ranking | None, filter: str, reason: str) -> DroppedPair:
-    """A drop before there was a pair: its sides are not known."""
-    known = dict(prompt_id=sample.prompt_id, prompt=sample.prompt, source=sample.source, tools=sample.tools, flags=[])
-    unknown = dict.fromkeys(name for name in PreferencePair.__slots__ if name not in known)
-    judge = ranking.judge if ranking else None
-    return DroppedPair(**{**unknown, **known, "judge": judge}, filter=filter, reason=reason)
+def _read(paths: list[Path], columns: list[str]) -> pa.Table:
+    return pa.concat_tables([read_table(path, columns) for path in paths])

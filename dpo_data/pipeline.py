@@ -5,41 +5,59 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from dpo_data import evaluate, pair, rank, rundir, sample, train
+from dpo_data import evaluate, filters, pair, publish, rank, rundir, sample, train
 from dpo_data.config import Recipe, dump
 from dpo_data.errors import DpoDataError
+from dpo_data.hub import require_token
 from dpo_data.report import report
 from dpo_data.rundir import RunDir
 from dpo_data.seams import Progress
 
 log = logging.getLogger(__name__)
 
-STAGES: dict[str, Any] = {"sample": sample, "rank": rank, "pair": pair, "train": train, "evaluate": evaluate}
+STAGES: dict[str, Any] = {
+    "sample": sample,
+    "rank": rank,
+    "pair": pair,
+    "publish": publish,
+    "train": train,
+    "evaluate": evaluate,
+}
 """A stage is a module with three functions. The one of its own name, called with (recipe, run, progress), reads the folders of
 the stages before, fills its own and returns its manifest; `settings(recipe)` and `inputs(recipe, run)` say what decides it."""
 
 
 def stages_of(recipe: Recipe) -> list[str]:
-    """The stages that a recipe asks for: no training without `[train]`, no evaluation without held-out prompts."""
-    wanted = {"sample": True, "rank": True, "pair": True, "train": recipe.train is not None}
+    """The stages that a recipe asks for: publish and train by their tables, evaluate where prompts are held out too."""
+    wanted = {"sample": True, "rank": True, "pair": True}
+    wanted |= {"publish": recipe.publish is not None, "train": recipe.train is not None}
     wanted["evaluate"] = wanted["train"] and recipe.prompts.holdout > 0
     return [name for name in STAGES if wanted[name]]
 
 
 def run(recipe: Recipe, run: RunDir, progress: Progress = lambda stage, done, total: None) -> dict[str, Any]:
     """Every stage of a recipe, then the report. What is finished is not done again. Returns the report."""
+    ready(recipe, run)
     for name in stages_of(recipe):
         run_stage(name, recipe, run, progress)
     return report(recipe, run)
 
 
+def ready(recipe: Recipe, run: RunDir) -> None:
+    """Raises PublishError where a run would come to publish after hours, and nobody is logged in."""
+    if recipe.publish and not run.stage("publish").manifest:
+        require_token()
+
+
 def run_stage(name: str, recipe: Recipe, run: RunDir, progress: Progress) -> dict[str, Any]:
     """One stage. The stages before it must be complete. Returns its manifest."""
     if name not in stages_of(recipe):
-        raise DpoDataError(f"The recipe asks for no stage {name!r}", "Give it [train], and prompts.holdout for evaluate.")
+        lacks = "[train] and prompts.holdout" if name == "evaluate" else f"[{name}]"
+        raise DpoDataError(f"The recipe asks for no stage {name!r}", f"Give it {lacks}.")
     with logged(run):
         log.info("%s: begins in %s, with %d shards finished already", name, run.path, len(run.stage(name).shards()))
-        recipe.rank.judge.inputs()  # a rule or template that is not there is met before an engine starts
+        recipe.rank.judge.inputs()  # a rule, template or filter that is not there is met before an engine starts
+        filters.inputs(recipe.pair.filters)
         if not (run.path / "recipe.toml").exists():
             run.write("recipe.toml", dump(recipe))
         before = run.stage(name).manifest

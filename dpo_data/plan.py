@@ -2,11 +2,10 @@
 
 from typing import Any
 
+from dpo_data.admission import admit
 from dpo_data.config import Recipe
-from dpo_data.dedup import distinct
-from dpo_data.formats.prompts import is_held_out, read_prompts
+from dpo_data.engines.given import Given
 from dpo_data.pipeline import stages_of
-from dpo_data.rows import Prompt
 from dpo_data.rundir import RunDir
 
 
@@ -15,10 +14,15 @@ def plan(recipe: Recipe, run: RunDir) -> str:
     counts = count(recipe)
     done = [name for name in stages_of(recipe) if run.stage(name).manifest]
     todo = [name for name in stages_of(recipe) if name not in done]
+    given = isinstance(recipe.sample.engine, Given)
+    how = "(as given)" if given else f"(n = {recipe.sample.n}), at most {counts['tokens']:,} tokens"
+    lost = {name: counts[name] for name in ("near_duplicates", "contaminated") if counts[name]}
+    more = "".join(f", {lost_to:,} {name.replace('_', '-')}" for name, lost_to in lost.items())
+    unused = f"{counts['held_out']:,} more held out, {counts['duplicates']:,} repeated{more}"
     lines = [
         f"{recipe.name}: {run.path}",
-        f"  prompts      {counts['sampled']:>9,} ({counts['held_out']:,} more held out, {counts['duplicates']:,} repeated)",
-        f"  completions  {counts['completions']:>9,} (n = {recipe.sample.n}), at most {counts['tokens']:,} tokens",
+        f"  prompts      {counts['prompts']:>9,} ({unused})",
+        f"  completions  {counts['completions']:>9,} {how}",
         f"  judge calls  {counts['judge_calls']:>9,} ({recipe.rank.judge.type})",
         f"  shards       {counts['shards']:>9,} of {recipe.sample.shard_size} prompts",
         f"  finished     {', '.join(done) or 'nothing yet'}",
@@ -28,18 +32,16 @@ def plan(recipe: Recipe, run: RunDir) -> str:
 
 
 def count(recipe: Recipe) -> dict[str, Any]:
-    """The numbers behind `plan`: how many prompts, completions, judge calls and shards."""
-    counts = dict.fromkeys(("sampled", "held_out", "duplicates"), 0)
-    for row in distinct(read_prompts(recipe.prompts.path, recipe.prompts.limit)):
-        if not isinstance(row, Prompt):
-            counts["duplicates"] += 1
-        else:
-            counts["held_out" if is_held_out(row, recipe.prompts.holdout, recipe.seed) else "sampled"] += 1
-    prompts = counts["sampled"]
+    """The numbers behind `plan`: what becomes of the prompts, as in the sample stage's manifest; and how many completions,
+    tokens at most (0 where the answers are given), judge calls and shards."""
+    admitted = admit(recipe)
+    prompts = admitted.counts["prompts"]
+    answers = admitted.answers or {recipe.sample.n: prompts}
+    generated = 0 if admitted.answers else prompts * recipe.sample.n
     return {
-        **counts,
-        "completions": prompts * recipe.sample.n,
-        "tokens": prompts * recipe.sample.n * recipe.sample.max_tokens,
-        "judge_calls": prompts * recipe.rank.judge.calls(recipe.sample.n),
+        **admitted.counts,
+        "completions": sum(n * of for n, of in answers.items()),
+        "tokens": generated * recipe.sample.max_tokens,
+        "judge_calls": sum(of * recipe.rank.judge.calls(n) for n, of in answers.items()),
         "shards": -(-prompts // recipe.sample.shard_size),
     }

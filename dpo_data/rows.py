@@ -42,8 +42,8 @@ class DroppedPrompt:
 
 @dataclass(frozen=True, slots=True)
 class Completion:
-    """One answer. `logprob` is the sum over its `n_tokens` tokens, in nats, under the model itself. An answer that was
-    given and calls tools holds `tool_calls`, as a Message does."""
+    """One answer. `logprob` is the sum over its `n_tokens` tokens, in nats, under the model itself. An answer that calls tools
+    holds `tool_calls`, as a Message does; `score` is the one it came with, where it was given and not generated."""
 
     completion_id: str
     index: int
@@ -53,6 +53,7 @@ class Completion:
     logprob: float | None
     model: str
     tool_calls: list[dict[str, Any]] | None = None
+    score: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,7 +2,7 @@
 
 runs/<name>/  recipe.toml  report.json  report.html  logs/
   1-sample/   recipe.json (first)   00000.parquet …   manifest.json (last)
-  2-rank/ …   3-pair/ …   5-train/ …   6-evaluate/ …
+  2-rank/ …   3-pair/ …   4-publish/ …   5-train/ …   6-evaluate/ …
 
 A file appears by atomic rename and never changes. A finished shard is skipped by the next attempt. `manifest.json` is written
 last: its existence means that the stage is complete. So a run may be killed at any moment and started again.
@@ -26,8 +26,8 @@ from dpo_data.provenance import file_hash, provenance
 from dpo_data.rows import Row
 from dpo_data.tables import to_table
 
-FOLDERS = {"sample": "1-sample", "rank": "2-rank", "pair": "3-pair", "train": "5-train", "evaluate": "6-evaluate"}
-"""A stage's folder. The numbers are fixed, so that a later release may fill a gap (4 is for publish)."""
+FOLDERS = {name: f"{at}-{name}" for at, name in enumerate(("sample", "rank", "pair", "publish", "train", "evaluate"), 1)}
+"""A stage's folder. The numbers are fixed, whatever stages a recipe asks for."""
 
 Given = TypeVar("Given")
 
@@ -70,10 +70,11 @@ class Stage:
         wanted = stage_recipe(settings, inputs)
         found = self.recipe
         self.path.mkdir(parents=True, exist_ok=True)
-        for leftover in self.path.glob(".*.tmp"):
+        for leftover in [*self.path.glob(".*.tmp"), *self.path.glob("part-*/.*.tmp")]:
             shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
         shutil.rmtree(partial_of(self.path), ignore_errors=True)
-        if found is not None and found != wanted and any(path.name != "recipe.json" for path in self.path.iterdir()):
+        made = any(path.is_file() and path.name != "recipe.json" for path in self.path.rglob("*"))
+        if found is not None and found != wanted and made:
             raise StaleRun(
                 f"{self.path} was made with another recipe: {_difference(found, wanted)}",
                 f"Begin a new run that keeps what still holds with `dpo-data fork {self.path.parent} RECIPE --run NEW`, "
@@ -93,6 +94,15 @@ class Stage:
     def manifest(self) -> dict[str, Any] | None:
         """What the stage made; None until it is complete."""
         return _read_json(self.path / "manifest.json")
+
+    def part(self, index: int) -> "Stage":
+        """A folder within the stage's, for what is made by itself and put together later; `discard` it before `finish`."""
+        part = Stage(self.path / f"part-{index}", self.name)
+        part.path.mkdir(parents=True, exist_ok=True)
+        return part
+
+    def discard(self) -> None:
+        shutil.rmtree(self.path, ignore_errors=True)
 
     def require(self) -> dict[str, Any]:
         """The manifest of a stage that a later one stands on. Raises NotReady where it is not complete."""
@@ -208,9 +218,10 @@ BOOKS = ("recipe.json", "manifest.json")
 
 
 def fork(old: RunDir, new: RunDir, holds: Callable[[str, dict[str, Any]], bool]) -> list[str]:
-    """Start `new` with those stages of `old`, from the first on, that are complete and for which `holds(name, recipe)`.
+    """Start `new` with those stages of `old` that are complete and for which `holds(name, recipe)`. Returns their names.
 
-    Shards never change, so they are hard-linked where the file system can. Returns the names of the stages kept.
+    A stage's inputs name what it stands on by hash, so none holds that stands on one that is not kept. Shards never change,
+    so they are hard-linked where the file system can.
     """
     if not old.path.is_dir():
         raise InputError(f"No run at {old.path}", "Name a run directory, as runs/demo.")
@@ -220,7 +231,7 @@ def fork(old: RunDir, new: RunDir, holds: Callable[[str, dict[str, Any]], bool])
     for name in FOLDERS:
         stage = old.stage(name)
         if stage.manifest is None or stage.recipe is None or not holds(name, stage.recipe):
-            break
+            continue
         target = new.stage(name).path
         partial = partial_of(target)
         shutil.rmtree(partial, ignore_errors=True)

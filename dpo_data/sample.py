@@ -1,50 +1,59 @@
 """Every prompt is answered N times, at fixed settings, and streamed into shards."""
 
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator
 from contextlib import closing
+from dataclasses import dataclass, replace
 from typing import Any
 
+from dpo_data.admission import Admission, admit, evaluation_hashes
 from dpo_data.config import Recipe
-from dpo_data.dedup import distinct
-from dpo_data.errors import EmptyStage, EngineError, TooManyFailures
-from dpo_data.formats.prompts import is_held_out, prompts_hash, read_prompts
+from dpo_data.engines.given import Given
+from dpo_data.engines.mix import Mix
+from dpo_data.errors import EngineError, TooManyFailures
+from dpo_data.files import read_rows, read_table
+from dpo_data.formats.prompts import prompts_hash, prompts_shape
 from dpo_data.models import engine_revision
 from dpo_data.rows import DroppedPrompt, Prompt, Sample, batched
-from dpo_data.rundir import RunDir
-from dpo_data.seams import Progress, answer
+from dpo_data.rundir import RunDir, Stage
+from dpo_data.seams import Engine, Progress, Sampling, answer
+from dpo_data.tables import SCHEMAS, to_table
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """One engine's turn to answer every prompt: the folder that it fills, and the index of its first completion of a prompt."""
+
+    stage: Stage
+    engine: Any
+    sampling: Sampling
+    first: int = 0
 
 
 def sample(recipe: Recipe, run: RunDir, progress: Progress) -> dict[str, Any]:
-    """Fill `1-sample` with Sample rows, a row a prompt that is not held out. Returns the manifest."""
-    stage = run.stage("sample")
-    stage.open(settings(recipe), inputs(recipe, run))
+    """Fill `1-sample` with Sample rows, a row a prompt to sample; beside them held_out.parquet and dropped.parquet, the prompts
+    that are kept for evaluate and those that are not used, with the reason. Returns the manifest."""
+    stage = run.stage("sample").open(settings(recipe), inputs(recipe, run))
     if stage.manifest:
         return stage.manifest
-    counts, repeated = _count(recipe)
-    engine = recipe.sample.engine.build()
-    with closing(engine):
-        progress("sample", 0, counts["prompts"])
-        missing = stage.fill(
-            enumerate(batched(_kept(recipe), recipe.sample.shard_size)),
-            lambda prompts: answer(engine, prompts, recipe.sample.sampling, recipe.seed),
-            Sample,
-            lambda rows: progress("sample", rows, counts["prompts"]),
-        )
-    if missing:
-        raise EngineError(f"The engine gave no answer for {missing} prompts", "Run again to ask for those alone.")
-    failed = [error for error in stage.column("error") if error]
-    if len(failed) > recipe.sample.max_failed * counts["prompts"]:
-        raise TooManyFailures(
-            f"{len(failed)} of {counts['prompts']} prompts could not be sampled; the first: {failed[0]}",
-            f"Mend the cause and delete {stage.path}, or raise sample.max_failed.",
-        )
-    stage.write("dropped.parquet", repeated, DroppedPrompt)
+    admitted = admit(recipe)
+    prompts, turns = admitted.counts["prompts"], _turns(recipe, stage)
+    for at, turn in enumerate(turns):
+
+        def done(rows: int, before: int = at * prompts) -> None:
+            progress("sample", before + rows, len(turns) * prompts)
+
+        _take(turn, recipe, stage, admitted, done)
+    if len(turns) > 1:
+        _put_together(turns, stage)
+    _set_aside(stage, admitted)
     return stage.finish(
-        **counts,
-        failed=len(failed),
-        model=engine.model,
+        shape=prompts_shape(recipe.prompts),
+        **admitted.counts,
+        failed=_failures(stage, recipe, admitted),
+        **_facts(stage),
         model_revision=engine_revision(recipe.sample.engine),
-        sampling=recipe.sample.sampling,
+        sampling={} if isinstance(recipe.sample.engine, Given) else recipe.sample.sampling,
     )
 
 
@@ -55,28 +64,100 @@ def settings(recipe: Recipe) -> dict[str, Any]:
 
 def inputs(recipe: Recipe, run: RunDir) -> dict[str, Any]:
     """Content hashes of what this stage reads."""
-    return {"prompts": prompts_hash(recipe.prompts.path), "model": engine_revision(recipe.sample.engine)}
+    hashes = {"prompts": prompts_hash(recipe.prompts), "model": engine_revision(recipe.sample.engine)}
+    return {**hashes, "evaluation": evaluation_hashes(recipe.prompts)}
 
 
-def _count(recipe: Recipe) -> tuple[dict[str, int], list[DroppedPrompt]]:
-    """Read all prompts once before an engine starts: a bad line is met now. The repeated ones come back with their reason."""
-    counts = dict.fromkeys(("read", "duplicates", "held_out", "prompts"), 0)
-    repeated: list[DroppedPrompt] = []
-    prompts = recipe.prompts
-    for row in distinct(read_prompts(prompts.path, prompts.limit)):
-        counts["read"] += 1
-        if isinstance(row, DroppedPrompt):
-            counts["duplicates"] += 1
-            repeated.append(row)
-        else:
-            counts["held_out" if is_held_out(row, prompts.holdout, recipe.seed) else "prompts"] += 1
-    if not counts["prompts"]:
-        raise EmptyStage(f"No prompt to sample in {recipe.prompts.path}", "Check the file, prompts.holdout and prompts.limit.")
-    return counts, repeated
+def _set_aside(stage: Stage, admitted: Admission) -> None:
+    """Write down the prompts that are not sampled."""
+    aside: dict[str, tuple[type, Iterator[Any]]] = {
+        "dropped.parquet": (DroppedPrompt, admitted.dropped()),
+        "held_out.parquet": (Prompt, admitted.held_out()),
+    }
+    with stage.writers({name: SCHEMAS[kind] for name, (kind, _) in aside.items()}) as append:
+        for name, (kind, rows) in aside.items():
+            for batch in batched(rows, 256):
+                append[name](to_table(batch, kind))
 
 
-def _kept(recipe: Recipe) -> Iterator[Prompt]:
-    """The prompts to sample: each once, the held-out ones not."""
-    for row in distinct(read_prompts(recipe.prompts.path, recipe.prompts.limit)):
-        if isinstance(row, Prompt) and not is_held_out(row, recipe.prompts.holdout, recipe.seed):
-            yield row
+def _turns(recipe: Recipe, stage: Stage) -> list[Turn]:
+    """Who answers, one after the other. The engines of a mix fill a part of the stage each, so that what one has answered is on
+    the disk before the next is loaded."""
+    engine, sampling = recipe.sample.engine, recipe.sample.sampling
+    if isinstance(engine, Mix):
+        each = recipe.sample.n // len(engine.engines)
+        return [Turn(stage.part(at), one, {**sampling, "n": each}, at * each) for at, one in enumerate(engine.engines)]
+    return [Turn(stage, engine, {} if isinstance(engine, Given) else sampling)]
+
+
+def _take(turn: Turn, recipe: Recipe, stage: Stage, admitted: Admission, done: Callable[[int], None]) -> None:
+    """Have an engine answer the prompts of every shard that is not there. It is not started where all of them are."""
+    done(0)
+    shards = range(-(-admitted.counts["prompts"] // recipe.sample.shard_size))
+    todo = {at for at in shards if not turn.stage.shard(at).exists() and not stage.shard(at).exists()}
+    if todo:
+        given = isinstance(turn.engine, Given)
+        engine: Engine = turn.engine.build(recipe.prompts) if given else turn.engine.build()
+        with closing(engine):
+            missing = turn.stage.fill(
+                (
+                    (at, prompts)
+                    for at, prompts in enumerate(batched(admitted.sampled(), recipe.sample.shard_size))
+                    if at in todo or turn.stage.shard(at).exists()
+                ),
+                lambda prompts: answer(engine, prompts, turn.sampling, recipe.seed, turn.first),
+                Sample,
+                done,
+            )
+        if missing:
+            raise EngineError(f"The engine gave no answer for {missing} prompts", "Run again to ask for those alone.")
+    _failures(turn.stage, recipe, admitted)
+
+
+def _put_together(turns: list[Turn], stage: Stage) -> None:
+    """Make the stage's shards of its parts, which then go."""
+    for name in [path.name for path in turns[0].stage.shards()]:
+        if not (stage.path / name).exists():
+            parts = [list(read_rows(turn.stage.path / name, Sample)) for turn in turns]
+            stage.write(name, list(_joined(parts)), Sample)
+    for turn in turns:
+        turn.stage.discard()
+
+
+def _joined(parts: list[list[Sample]]) -> Iterator[Sample]:
+    """The same prompts' samples of several engines, joined by id. A prompt that one of them could not answer has failed."""
+    others = [{row.prompt_id: row for row in part} for part in parts[1:]]
+    for row in parts[0]:
+        rows = [row, *(other[row.prompt_id] for other in others)]
+        error = next((one.error for one in rows if one.error), None)
+        yield replace(row, completions=[] if error else [c for one in rows for c in one.completions], error=error)
+
+
+def _failures(stage: Stage, recipe: Recipe, admitted: Admission) -> int:
+    """How many prompts could not be answered. Raises TooManyFailures."""
+    failed = [error for error in stage.column("error") if error]
+    if len(failed) > recipe.sample.max_failed * admitted.counts["prompts"]:
+        raise TooManyFailures(
+            f"{len(failed)} of {admitted.counts['prompts']} prompts could not be sampled; the first: {failed[0]}",
+            f"Mend the cause and delete {stage.path}, or raise sample.max_failed.",
+        )
+    return len(failed)
+
+
+def _facts(stage: Stage) -> dict[str, Any]:
+    """Which models answered, how often; and whether any prompt or answer has tools."""
+    models: Counter[str] = Counter()
+    tools = False
+    leaves = [
+        "tools",
+        "prompt.list.element.tool_calls",
+        "completions.list.element.tool_calls",
+        "completions.list.element.model",
+    ]
+    for path in stage.shards():
+        table = read_table(path, leaves)
+        prompts, completions = (table[name].combine_chunks().flatten() for name in ("prompt", "completions"))
+        models.update(completions.field("model").to_pylist())
+        calls = [table["tools"], prompts.field("tool_calls"), completions.field("tool_calls")]
+        tools = tools or any(len(column) > column.null_count for column in calls)
+    return {"model": ", ".join(models), "models": dict(models), "tools": tools}

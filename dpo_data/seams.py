@@ -56,8 +56,8 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Output:
-    """One generated answer. `logprob`: sum over its tokens in nats; None where the engine does not tell. `model`: who answered,
-    where that is not the engine's one model. `tool_calls`: as in a Message, of an answer that was given as such."""
+    """One answer. `logprob`: sum over its tokens in nats; None where the engine does not tell. `model`: who answered, where
+    that is not the engine's one model. `tool_calls`: as in a Message. `score`: of an answer that was given with one."""
 
     text: str
     finish_reason: str | None
@@ -65,6 +65,7 @@ class Output:
     logprob: float | None = None
     model: str | None = None
     tool_calls: list[dict[str, Any]] | None = None
+    score: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,33 +101,40 @@ class Judge(Protocol):
     def close(self) -> None: ...
 
 
-def answer(engine: Engine, prompts: Iterable[Prompt], sampling: Sampling, seed: int) -> Iterator[Sample]:
-    """Prompts through an engine, one stream in and one out. Each request is seeded by the run's seed and the prompt's id."""
+def answer(engine: Engine, prompts: Iterable[Prompt], sampling: Sampling, seed: int, first: int = 0) -> Iterator[Sample]:
+    """Prompts through an engine, one stream in and one out. Each request is seeded by the run's seed and the prompt's id.
+
+    `first` is the index of a prompt's first completion: above 0 where another engine has answered before.
+    """
     asked: dict[str, Prompt] = {}
 
     def requests() -> Iterator[Request]:
         for prompt in prompts:
             asked[prompt.prompt_id] = prompt
-            yield Request(prompt.prompt_id, prompt.prompt, request_seed(seed, prompt.prompt_id), tools=prompt.tools)
+            key = f"{prompt.prompt_id}/{first}" if first else prompt.prompt_id
+            yield Request(prompt.prompt_id, prompt.prompt, request_seed(seed, key), tools=prompt.tools)
 
     settings = {**sampling, "seed": seed}
     for completed in engine.complete(requests(), sampling):
-        yield _sampled(asked.pop(completed.id), completed, engine.model, settings)
+        yield _sampled(asked.pop(completed.id), completed, engine.model, settings, first)
 
 
-def _sampled(prompt: Prompt, completed: Completed, model: str, sampling: Sampling) -> Sample:
-    """A prompt with its completions. Fewer than were asked for is a failure that says so."""
-    error = completed.error
-    if error is None and len(completed.outputs) != sampling["n"]:
-        error = f"{len(completed.outputs)} of {sampling['n']} completions came back"
+def _sampled(prompt: Prompt, completed: Completed, model: str, sampling: Sampling, first: int) -> Sample:
+    """A prompt with its completions. Fewer than were asked for is a failure that says so; without `n`, any number will do."""
+    came, error = len(completed.outputs), completed.error
+    if error is None and came != sampling.get("n", came):
+        error = f"{came} of {sampling['n']} completions came back"
     if error is not None:
-        return Sample(prompt.prompt_id, prompt.prompt, prompt.source, [], error)
-    ids = completion_ids(prompt.prompt_id, model, sampling, len(completed.outputs))
+        return Sample(prompt.prompt_id, prompt.prompt, prompt.source, [], error, prompt.tools)
+    answered = [out.model or model for out in completed.outputs]
+    ids = {who: completion_ids(prompt.prompt_id, who, sampling, first + came) for who in dict.fromkeys(answered)}
     completions = [
-        Completion(id, index, out.text, out.finish_reason, out.n_tokens, out.logprob, model)
-        for index, (id, out) in enumerate(zip(ids, completed.outputs, strict=True))
+        Completion(
+            ids[who][index], index, out.text, out.finish_reason, out.n_tokens, out.logprob, who, out.tool_calls, out.score
+        )
+        for index, (who, out) in enumerate(zip(answered, completed.outputs, strict=True), first)
     ]
-    return Sample(prompt.prompt_id, prompt.prompt, prompt.source, completions, None)
+    return Sample(prompt.prompt_id, prompt.prompt, prompt.source, completions, None, prompt.tools)
 
 
 def abstention(group: Sample, judge: str, reason: str, transcript: str = "[]") -> Ranking:

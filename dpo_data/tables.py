@@ -5,12 +5,12 @@ users train on has no such column, unless the run has tools (`schema_of`).
 """
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import pyarrow as pa
 
-from dpo_data.rows import Completion, DroppedPair, DroppedPrompt, PreferencePair, Ranking, Row, Sample
+from dpo_data.rows import Completion, DroppedPair, DroppedPrompt, PreferencePair, Prompt, Ranking, Row, Sample
 
 
 def _required(**columns: pa.DataType) -> list[pa.Field]:
@@ -32,7 +32,7 @@ _COMPLETION = pa.struct(
     _required(completion_id=_TEXT, index=_WHOLE, text=_TEXT)
     + _optional(finish_reason=_TEXT, n_tokens=_WHOLE, logprob=_REAL)
     + _required(model=_TEXT)
-    + _optional(tool_calls=_TEXT)
+    + _optional(tool_calls=_TEXT, score=_REAL)
 )
 _PROMPT = _required(prompt_id=_TEXT, prompt=MESSAGES, source=_TEXT)
 _TOOLS = _optional(tools=_TEXT)
@@ -53,6 +53,7 @@ def _pair(messages: pa.DataType, sure: bool) -> list[pa.Field]:
 
 
 SCHEMAS: dict[type, pa.Schema] = {
+    Prompt: pa.schema(_PROMPT + _TOOLS),
     DroppedPrompt: pa.schema(_PROMPT + _WHY + _TOOLS),
     Sample: pa.schema(_PROMPT + _required(completions=pa.list_(_COMPLETION)) + _optional(error=_TEXT) + _TOOLS),
     Ranking: pa.schema(
@@ -94,6 +95,37 @@ def _array(values: list[Any], kind: pa.DataType) -> pa.Array:
         return pa.array(values, kind)
     texts = pa.array(values, pa.list_(_TEXT))
     return pa.ListArray.from_arrays(texts.offsets, pa.ExtensionArray.from_storage(pa.json_(), texts.values))
+
+
+def as_table(columns: Mapping[str, Any], schema: pa.Schema, length: int) -> pa.Table:
+    """A table of these arrays (Arrow or numpy), in the schema's order and types; a column that is not there is null.
+    Conversations are restored from one way of storing them to the other."""
+    arrays = [_fitted(columns[f.name], f.type) if f.name in columns else pa.nulls(length, f.type) for f in schema]
+    return pa.Table.from_arrays(arrays, schema=schema)
+
+
+def one_chunk(column: pa.ChunkedArray | pa.Array) -> pa.Array:
+    return column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
+
+
+def _fitted(array: Any, kind: pa.DataType) -> pa.Array:
+    if not isinstance(array, pa.Array) or array.type == kind:
+        return array if isinstance(array, pa.Array) else pa.array(array, kind)
+    if kind not in (MESSAGES, PLAIN, JSONS):
+        return array.cast(kind)
+    if JSONS in (kind, array.type):
+        turns = [None if one is None else [_turn(turn) for turn in one] for one in array.to_pylist()]
+        field = pa.field("prompt", kind)
+        return _array([_store(one, field) for one in turns], kind)
+    turns = array.values
+    role, content = turns.field("role"), turns.field("content")
+    if kind == MESSAGES:
+        parts = [role, content, pa.nulls(len(turns), _TEXT)]
+    elif turns.field("tool_calls").null_count < len(turns):
+        raise ValueError("a conversation calls tools, and this table has no place for it: use schema_of(kind, tools=True)")
+    else:
+        parts = [role, content]
+    return pa.ListArray.from_arrays(array.offsets, pa.StructArray.from_arrays(parts, fields=list(kind.value_type)), type=kind)
 
 
 _CONVERSATIONS = frozenset({"prompt", "chosen", "rejected"})

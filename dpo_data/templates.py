@@ -4,6 +4,7 @@ A template names its variables; one that it names and does not get is an error w
 """
 
 import hashlib
+import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -64,12 +65,19 @@ def load_template(path: str, variables: Iterable[str]) -> Template:
     return Template(path, text)
 
 
-def conversation(messages: Iterable[Mapping[str, str]]) -> str:
-    """Messages as text for a judge; a single user turn is its bare content."""
+def conversation(messages: Iterable[Message]) -> str:
+    """Messages as text for a judge; a single turn is what it says alone."""
     turns = list(messages)
     if len(turns) == 1:
-        return turns[0]["content"]
-    return "\n\n".join(f"{turn['role'].capitalize()}: {turn['content']}" for turn in turns)
+        return said(turns[0]["content"], turns[0].get("tool_calls"))
+    return "\n\n".join(f"{turn['role'].capitalize()}: {said(turn['content'], turn.get('tool_calls'))}" for turn in turns)
+
+
+def said(text: str, tool_calls: Iterable[Mapping[str, Any]] | None = None) -> str:
+    """What a turn or an answer says, as text for a judge: its text, then a line a tool call, as `[calls look({"at": 3})]`."""
+    calls = [call["function"] for call in tool_calls or []]
+    lines = [f"[calls {call['name']}({json.dumps(call['arguments'], ensure_ascii=False)})]" for call in calls]
+    return "\n".join([text, *lines] if text or not lines else lines)
 
 
 def ask(text: str) -> list[Message]:

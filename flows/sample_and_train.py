@@ -70,7 +70,7 @@ log = logging.getLogger("dpo_data.flow")
 
 @flow(name="sample-and-train", persist_result=False)
 def sample_and_train(recipe: Recipe | str, run: str = "runs/{name}") -> str:
-    """Sample, rank, pair and, where the recipe asks for it, train and evaluate. Returns the last words of the report.
+    """Sample, rank, pair and, where the recipe asks for it, publish, train and evaluate. Returns the last words of the report.
 
     Args:
         recipe: The recipe itself, or the path of its TOML file.
@@ -78,6 +78,7 @@ def sample_and_train(recipe: Recipe | str, run: str = "runs/{name}") -> str:
     """
     made = load(recipe) if isinstance(recipe, str) else recipe
     folder = RunDir(_resolve(run, made))
+    pipeline.ready(made, folder)
     for name in pipeline.stages_of(made):
         stage.with_options(name=name, retry_delay_seconds=RETRY_DELAY)(name, made, folder)
     with _logs_in_ui():

@@ -3,7 +3,7 @@
 import json
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,8 @@ from hypothesis import settings
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["DO_NOT_TRACK"] = "1"
 os.environ["PREFECT_SERVER_ANALYTICS_ENABLED"] = "false"
+
+from hub import HubServer
 
 from dpo_data.config import Recipe, parse
 
@@ -35,6 +37,20 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> str:
     tiny_llama(tokenizer).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return str(folder)
+
+
+@pytest.fixture(scope="session")
+def hub_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[HubServer]:
+    with HubServer(tmp_path_factory.mktemp("hub")) as server:
+        yield server
+
+
+@pytest.fixture
+def hub(hub_server: HubServer) -> Iterator[HubServer]:
+    """A Hugging Face Hub on loopback, with no faults to come and an empty log. Its clients run in processes of their own."""
+    hub_server.hub.log.clear()
+    yield hub_server
+    hub_server.hub.faults.clear()
 
 
 @pytest.fixture

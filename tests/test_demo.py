@@ -13,12 +13,12 @@ from dpo_data.config import load
 from dpo_data.demo import model
 from dpo_data.demo.questions import concise_and_correct, questions
 from dpo_data.errors import RecipeError
-from dpo_data.formats.prompts import is_held_out, read_prompts
+from dpo_data.formats.prompts import Prompts, is_held_out, read_prompts
 from dpo_data.share import SHIPPED
 
 
 def test_the_shipped_prompts_are_the_questions() -> None:
-    shipped = [row.prompt[-1]["content"] for row in read_prompts("prompts/demo.jsonl")]
+    shipped = [row.prompt[-1]["content"] for row in read_prompts(Prompts(path="prompts/demo.jsonl"))]
     assert shipped == [question.prompt for question in questions()]
     assert len(set(shipped)) == len(shipped) == 733
 
@@ -54,7 +54,11 @@ def test_both_ways_of_saying_it_are_right() -> None:
 
 def test_the_model_never_sees_what_is_held_out() -> None:
     recipe = load("flows/recipes/demo.toml")
-    held_out = {row.prompt[-1]["content"] for row in read_prompts("prompts/demo.jsonl") if is_held_out(row, 0.2, recipe.seed)}
+    held_out = {
+        row.prompt[-1]["content"]
+        for row in read_prompts(Prompts(path="prompts/demo.jsonl"))
+        if is_held_out(row, 0.2, recipe.seed)
+    }
     seen = {question.prompt for question in model._kept(recipe)}
     assert not held_out & seen
     assert len(held_out) + len(seen) == 733 and len(held_out) > 100

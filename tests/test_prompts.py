@@ -1,8 +1,11 @@
 """Every reader gives the same prompts, and every bad file says where it is bad."""
 
 import csv
+import datetime
+import hashlib
 import json
 from collections.abc import Callable
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +16,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from dpo_data.errors import EmptyStage, InputError
-from dpo_data.formats.prompts import READERS, is_held_out, read_prompts
+from dpo_data.formats.prompts import Prompts, evaluation_texts, is_held_out, prompts_hash, prompts_shape, read_prompts
+from dpo_data.formats.readers import READERS
 from dpo_data.rows import Message, Prompt, prompt_id
 
 ALPACA = Path(__file__).parents[2] / "shared" / "data" / "alpaca_en_demo.json"
@@ -79,6 +83,156 @@ SHAPES: dict[str, tuple[Rows, list[list[Message]]]] = {
 FLAT = {".csv": ("prompt", "alpaca"), ".txt": ("prompt",)}
 
 
+CALL = {"type": "function", "function": {"name": "add", "arguments": {"a": 1, "b": [2, None]}}}
+SCHEMA = [{"type": "function", "function": {"name": "add", "parameters": {"type": "object"}}}]
+TOOL_TALK = [*user("Add."), {"role": "assistant", "content": "", "tool_calls": [CALL]}, {"role": "tool", "content": "3"}]
+RECORDS: dict[str, tuple[dict[str, Any], list[Message], str]] = {
+    "system column": (
+        {"prompt": "Hi", "system": "Be brief."},
+        [{"role": "system", "content": "Be brief."}, *user("Hi")],
+        "prompt",
+    ),
+    "question": ({"question": "Hi", "answer": "Ho"}, user("Hi"), "question, answered by answer"),
+    "alpaca": (
+        {"instruction": "Now?", "input": "", "output": "yes", "system": "Be brief.", "history": [["Hi", "Hello"]]},
+        TALK[:1] + TALK[1:3] + user("Now?"),
+        "Alpaca instruction, answered by output",
+    ),
+    "sharegpt": (
+        {
+            "conversations": [
+                {"from": "system", "value": ""},
+                {"from": "human", "value": "Hi"},
+                {"from": "gpt", "value": "Hello"},
+                {"from": "human", "value": "And now?"},
+            ],
+            "system": "Be brief.",
+        },
+        [{"role": "system", "content": ""}, *TALK[1:]],
+        "ShareGPT conversations",
+    ),
+    "sharegpt with calls": (
+        {
+            "conversations": [
+                {"from": "human", "value": "Add."},
+                {"from": "function_call", "value": json.dumps([CALL["function"]])},
+                {"from": "observation", "value": "3"},
+            ],
+            "tools": json.dumps(SCHEMA),
+        },
+        TOOL_TALK,
+        "ShareGPT conversations",
+    ),
+    "one call": (
+        {
+            "conversations": [
+                {"from": "human", "value": "Add."},
+                {"from": "function_call", "value": json.dumps(CALL["function"])},
+                {"from": "observation", "value": "3"},
+            ]
+        },
+        TOOL_TALK,
+        "ShareGPT conversations",
+    ),
+    "openai": (
+        {
+            "messages": [
+                *user("Add."),
+                {
+                    "role": "assistant",
+                    "content": None,
+                    "tool_calls": [
+                        {"id": "1", "type": "function", "function": {"name": "add", "arguments": '{"a": 1, "b": [2, null]}'}}
+                    ],
+                },
+                {"role": "tool", "content": "3", "tool_call_id": "1"},
+            ],
+            "tools": SCHEMA,
+        },
+        TOOL_TALK,
+        "messages",
+    ),
+    "assistant last": (
+        {"messages": [*user("Hi"), {"role": "assistant", "content": "Hello"}]},
+        user("Hi"),
+        "messages, answered by the last assistant turn",
+    ),
+    "turns": ({"question_id": 81, "turns": ["One.", "Two."]}, user("One."), "FastChat turns, the first one"),
+    "pairs": (
+        {"prompt": user("Hi"), "chosen": "a", "rejected": "b"},
+        user("Hi"),
+        "prompt messages, answered by chosen and rejected",
+    ),
+    "whole conversations": (
+        {
+            "prompt": "Hi",
+            "chosen": [*user("Hi"), {"role": "assistant", "content": "a"}],
+            "rejected": [*user("Hi"), {"role": "assistant", "content": "b"}],
+        },
+        user("Hi"),
+        "whole conversations, answered by chosen and rejected",
+    ),
+    "hh": (
+        {"chosen": "\n\nHuman: Hi\n\nAssistant: a", "rejected": "\n\nHuman: Hi\n\nAssistant: b"},
+        user("Hi"),
+        "HH dialogues, answered by chosen and rejected",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", RECORDS)
+def test_a_shape_is_known_by_its_columns_and_said(tmp_path: Path, name: str, caplog: pytest.LogCaptureFixture) -> None:
+    record, wanted, shape = RECORDS[name]
+    _jsonl(tmp_path / "p.jsonl", [record, record])
+    prompts = Prompts(path=str(tmp_path / "p.jsonl"))
+    with caplog.at_level("INFO"):
+        found = list(read_prompts(prompts))
+    tools = SCHEMA if "tools" in record else None
+    assert [(row.prompt, row.tools, row.prompt_id) for row in found] == [(wanted, tools, prompt_id(wanted, tools))] * 2
+    assert prompts_shape(prompts) == shape
+    assert [line.getMessage() for line in caplog.records] == [f"{prompts.path}, line 1: {shape}"]
+
+
+def test_a_system_prompt_goes_before_all_that_have_none(tmp_path: Path) -> None:
+    _jsonl(tmp_path / "p.jsonl", [{"messages": TALK}, {"prompt": "Hi"}])
+    found = list(read_prompts(Prompts(path=str(tmp_path / "p.jsonl"), system="Be kind.")))
+    wanted = [TALK, [{"role": "system", "content": "Be kind."}, *user("Hi")]]
+    assert [row.prompt for row in found] == wanted
+    assert [row.prompt_id for row in found] == [prompt_id(messages) for messages in wanted]
+
+
+def test_evaluation_texts_are_all_that_users_say(tmp_path: Path) -> None:
+    rows = [{"turns": ["One.", "Two."]}, {"messages": TALK}, {"question": "Three?", "answer": 4}]
+    _jsonl(tmp_path / "e.jsonl", rows)
+    path = str(tmp_path / "e.jsonl")
+    lines = [1, 1, 2, 2, 3]
+    texts = ["One.", "Two.", "Hi", "And now?", "Three?"]
+    assert list(evaluation_texts(path)) == [(f"{path}, line {line}", text) for line, text in zip(lines, texts, strict=True)]
+
+
+@pytest.mark.parametrize("name", ["data", "rows"])
+def test_an_object_that_holds_one_list_is_that_list(tmp_path: Path, name: str) -> None:
+    (tmp_path / "p.json").write_text(json.dumps({"version": 1, name: [{"prompt": "one"}, {"prompt": "two"}]}))
+    assert [row.prompt for row in read_prompts(Prompts(path=str(tmp_path / "p.json")))] == [user("one"), user("two")]
+
+
+def test_lists_stand_in_csv_as_json(tmp_path: Path) -> None:
+    _csv(tmp_path / "p.csv", [{"messages": json.dumps(TALK), "tools": json.dumps(SCHEMA)}])
+    (found,) = read_prompts(Prompts(path=str(tmp_path / "p.csv")))
+    assert (found.prompt, found.tools) == (TALK, SCHEMA)
+
+
+def test_what_pins_prompts_is_their_content(tmp_path: Path) -> None:
+    assert prompts_hash(Prompts(path=str(tmp_path / "p.txt"))) is None
+    (tmp_path / "p.txt").write_text("one")
+    of_file = prompts_hash(Prompts(path=str(tmp_path / "p.txt")))
+    of_folder = prompts_hash(Prompts(path=str(tmp_path)))
+    assert of_file == hashlib.sha256(b"one").hexdigest()
+    (tmp_path / "p.txt").write_text("two")
+    assert prompts_hash(Prompts(path=str(tmp_path / "p.txt"))) != of_file
+    assert prompts_hash(Prompts(path=str(tmp_path))) != of_folder
+
+
 def test_every_reader_is_tried() -> None:
     assert WRITERS.keys() == READERS.keys()
 
@@ -90,27 +244,27 @@ def test_every_reader_gives_the_same_prompts(tmp_path: Path, suffix: str, shape:
     rows, wanted = SHAPES[shape]
     file = tmp_path / f"prompts{suffix}"
     WRITERS[suffix](file, rows)
-    found = list(read_prompts(str(file)))
+    found = list(read_prompts(Prompts(path=str(file))))
     assert [row.prompt for row in found] == wanted
     assert [row.prompt_id for row in found] == [prompt_id(messages) for messages in wanted]
     first = 2 if suffix == ".csv" else 1  # a CSV's first line is its header
     assert [row.source for row in found] == [f"prompts{suffix}:{first + at}" for at in range(len(wanted))]
-    assert list(read_prompts(str(file), limit=1)) == found[:1]
+    assert list(read_prompts(Prompts(path=str(file), limit=1))) == found[:1]
 
 
 def test_a_source_of_its_own_is_kept(tmp_path: Path) -> None:
     _jsonl(tmp_path / "p.jsonl", [{"prompt": "a", "source": "book, page 3"}, {"prompt": "b", "source": 3}])
-    assert [row.source for row in read_prompts(str(tmp_path / "p.jsonl"))] == ["book, page 3", "p.jsonl:2"]
+    assert [row.source for row in read_prompts(Prompts(path=str(tmp_path / "p.jsonl")))] == ["book, page 3", "p.jsonl:2"]
 
 
 def test_missing_values_of_a_parquet_column_are_not_there(tmp_path: Path) -> None:
     _parquet(tmp_path / "p.parquet", [{"prompt": "a", "messages": None}, {"prompt": None, "messages": user("b")}])
-    assert [row.prompt for row in read_prompts(str(tmp_path / "p.parquet"))] == [user("a"), user("b")]
+    assert [row.prompt for row in read_prompts(Prompts(path=str(tmp_path / "p.parquet")))] == [user("a"), user("b")]
 
 
 def test_blank_lines_are_no_prompts_and_count_as_lines(tmp_path: Path) -> None:
     (tmp_path / "p.txt").write_text("\none\n  \n\ntwo")
-    assert [(row.source, row.prompt[0]["content"]) for row in read_prompts(str(tmp_path / "p.txt"))] == [
+    assert [(row.source, row.prompt[0]["content"]) for row in read_prompts(Prompts(path=str(tmp_path / "p.txt")))] == [
         ("p.txt:2", "one"),
         ("p.txt:5", "two"),
     ]
@@ -121,14 +275,14 @@ def test_a_byte_order_mark_is_no_part_of_the_text(tmp_path: Path, suffix: str) -
     file = tmp_path / f"p{suffix}"
     WRITERS[suffix](file, [{"prompt": "one"}])
     file.write_bytes(b"\xef\xbb\xbf" + file.read_bytes())
-    assert [row.prompt for row in read_prompts(str(file))] == [user("one")]
+    assert [row.prompt for row in read_prompts(Prompts(path=str(file)))] == [user("one")]
 
 
 @pytest.mark.parametrize("suffix", WRITERS)
 def test_a_prompt_of_a_megabyte_is_read_whole(tmp_path: Path, suffix: str) -> None:
     long = "wörd, " * 170_000 + "end"
     WRITERS[suffix](tmp_path / f"p{suffix}", [{"prompt": long}])
-    assert [row.prompt for row in read_prompts(str(tmp_path / f"p{suffix}"))] == [user(long)]
+    assert [row.prompt for row in read_prompts(Prompts(path=str(tmp_path / f"p{suffix}")))] == [user(long)]
 
 
 GOOD = b'{"prompt": "one"}\n'
@@ -142,11 +296,11 @@ BAD: dict[str, tuple[str, bytes, str]] = {
     "huge number": ("p.jsonl", GOOD + b"9" * 5000, r"p\.jsonl, line 2 is not JSON: Exceeds the limit"),
     "missing column": (
         "p.jsonl",
-        b'{"question": "one", "answer": "1"}',
-        r"p\.jsonl, line 1: no prompt in the columns question, answer\.",
+        b'{"title": "one", "body": "1"}',
+        r"p\.jsonl, line 1: no prompt in the columns title, body\.",
     ),
     "no column": ("p.jsonl", GOOD + b"{}", r"p\.jsonl, line 2: no prompt in the columns \(none\)"),
-    "missing CSV column": ("p.csv", b"question,answer\none,1\n", r"p\.csv, line 2: no prompt in the columns question, answer"),
+    "missing CSV column": ("p.csv", b"title,body\none,1\n", r"p\.csv, line 2: no prompt in the columns title, body"),
     "CSV comma": ("p.csv", b"prompt\nfine\nHello, world\n", r"p\.csv, line 3 has more fields than the header\."),
     "empty prompt": ("p.jsonl", GOOD + b'{"prompt": " \\n"}', r"p\.jsonl, line 2: no prompt .* none may be empty"),
     "empty list": ("p.jsonl", GOOD + b'{"messages": []}', r"p\.jsonl, line 2: no prompt in the columns messages"),
@@ -162,11 +316,40 @@ BAD: dict[str, tuple[str, bytes, str]] = {
         b'{"instruction": "Add", "input": 3}',
         r"line 1: no prompt in the columns instruction, input",
     ),
-    "assistant last": (
+    "system last": (
         "p.jsonl",
-        b'{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}',
-        r"p\.jsonl, line 1: the last turn is the assistant's\. End each prompt with a user's turn",
+        b'{"messages": [{"role": "user", "content": "a"}, {"role": "system", "content": "b"}]}',
+        r"p\.jsonl, line 1: the last turn is the system's\. End each prompt with a user's turn",
     ),
+    "assistant alone": (
+        "p.jsonl",
+        b'{"messages": [{"role": "assistant", "content": "b"}]}',
+        r"the last turn is the assistant's",
+    ),
+    "unknown speaker": (
+        "p.jsonl",
+        b'{"conversations": [{"from": "humna", "value": "a"}]}',
+        r"line 1: a turn is from 'humna'\. Known: system",
+    ),
+    "call that is no call": (
+        "p.jsonl",
+        b'{"conversations": [{"from": "human", "value": "a"}, {"from": "function_call", "value": "[1]"}]}',
+        r"line 1: a call is not \{name, arguments\}",
+    ),
+    "call that is no JSON": (
+        "p.jsonl",
+        b'{"conversations": [{"from": "human", "value": "a"}, {"from": "function_call", "value": "f(x)"}]}',
+        r"line 1: a call is not JSON",
+    ),
+    "tools that are none": ("p.jsonl", b'{"prompt": "a", "tools": [3]}', r"line 1: tools is \[3\], not a list of JSON schemas"),
+    "key twice": ("p.jsonl", b'{"prompt": "a", "prompt": "b"}', r"line 1 is not JSON: the key 'prompt' stands twice"),
+    "column twice": ("p.csv", b"prompt,prompt\na,b\n", r"p\.csv, line 1: two columns are named 'prompt'"),
+    "text without structure": (
+        "choose/1.txt",
+        b"Q:\nname a river",
+        r"1\.txt, line 2 is neither a heading nor a text's line: name a river",
+    ),
+    "folder of nothing": ("choose/1.md", b"", r"choose: it holds no \.txt file"),
     "turn without role": ("p.jsonl", b'{"messages": [{"content": "a"}]}', r"p\.jsonl, line 1: a turn is not \{role, content\}"),
     "turn of parts": (
         "p.jsonl",
@@ -200,23 +383,25 @@ BAD: dict[str, tuple[str, bytes, str]] = {
 @pytest.mark.parametrize("why", BAD)
 def test_a_bad_file_says_where_and_what_was_expected(tmp_path: Path, why: str) -> None:
     name, content, told = BAD[why]
+    (tmp_path / name).parent.mkdir(exist_ok=True)
     (tmp_path / name).write_bytes(content)
+    path = tmp_path / (name.partition("/")[0])
     with pytest.raises(InputError, match=told) as error:
-        list(read_prompts(str(tmp_path / name)))
+        list(read_prompts(Prompts(path=str(path))))
     assert "\n" not in str(error.value)
     assert error.value.remedy
 
 
 def test_a_missing_file_says_so(tmp_path: Path) -> None:
-    for path in (tmp_path / "none.jsonl", tmp_path):
+    for path in (tmp_path / "none.jsonl", tmp_path):  # a folder without texts is no prompts either
         with pytest.raises(InputError, match=f"No prompts at {path}"):
-            list(read_prompts(str(path)))
+            list(read_prompts(Prompts(path=str(path))))
 
 
 def test_an_unreadable_file_says_so(tmp_path: Path) -> None:
     (tmp_path / "p.txt").symlink_to("/proc/self/mem")
     with pytest.raises(InputError, match=r"p\.txt cannot be read: Input/output error"):
-        list(read_prompts(str(tmp_path / "p.txt")))
+        list(read_prompts(Prompts(path=str(tmp_path / "p.txt"))))
 
 
 def test_half_a_parquet_file_is_refused(tmp_path: Path) -> None:
@@ -224,7 +409,7 @@ def test_half_a_parquet_file_is_refused(tmp_path: Path) -> None:
     _parquet(file, [{"prompt": f"question {at}"} for at in range(500)])
     file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
     with pytest.raises(InputError, match=r"p\.parquet is not a whole Parquet file"):
-        list(read_prompts(str(file)))
+        list(read_prompts(Prompts(path=str(file))))
 
 
 def test_a_damaged_parquet_file_is_refused_after_its_whole_rows(tmp_path: Path) -> None:
@@ -236,7 +421,7 @@ def test_a_damaged_parquet_file_is_refused_after_its_whole_rows(tmp_path: Path) 
     content[at - 40 : at + 40] = b"\xff" * 80
     file.write_bytes(content)
     with pytest.raises(InputError, match=r"not a whole Parquet file, after row [1-9]"):
-        list(read_prompts(str(file)))
+        list(read_prompts(Prompts(path=str(file))))
 
 
 def test_no_prompt_at_all_ends_the_stage(tmp_path: Path, recipe: Callable[..., Any]) -> None:
@@ -260,13 +445,35 @@ def test_random_bytes_give_prompts_or_an_input_error(tmp_path: Path, suffix: str
     def check(content: bytes) -> None:
         file.write_bytes(content)
         try:
-            found = list(read_prompts(str(file)))
+            found = list(read_prompts(Prompts(path=str(file))))
         except InputError as error:
             assert file.name in error.what
         else:
             assert all(isinstance(row, Prompt) and row.prompt[-1]["content"].encode().strip() for row in found)
 
     check()
+
+
+def test_columns_that_no_shape_knows_are_never_looked_at(tmp_path: Path) -> None:
+    odd = {"price": Decimal("1.5"), "day": datetime.date(2020, 1, 1), "raw": b"\xff", "long": 2**63 - 1, "label": b"x"}
+    _parquet(tmp_path / "p.parquet", [{"prompt": "one", **odd}])
+    assert [row.prompt for row in read_prompts(Prompts(path=str(tmp_path / "p.parquet")))] == [user("one")]
+
+
+@pytest.mark.parametrize(
+    "value", [b"one", Decimal("1.5"), datetime.date(2020, 1, 1), [b"x"], [{"role": b"user", "content": "x"}]]
+)
+def test_a_parquet_prompt_of_another_type_is_refused(tmp_path: Path, value: Any) -> None:
+    _parquet(tmp_path / "p.parquet", [{"prompt": value}])
+    with pytest.raises(InputError, match=r"p\.parquet, row 1: (no prompt in the columns prompt|a turn is not)"):
+        list(read_prompts(Prompts(path=str(tmp_path / "p.parquet"))))
+
+
+def test_two_parquet_columns_of_one_name_are_refused(tmp_path: Path) -> None:
+    table = pa.Table.from_arrays([pa.array(["a"]), pa.array(["b"])], names=["prompt", "prompt"])
+    pq.write_table(table, tmp_path / "p.parquet")
+    with pytest.raises(InputError, match="two columns are named 'prompt'"):
+        list(read_prompts(Prompts(path=str(tmp_path / "p.parquet"))))
 
 
 def test_a_holdout_is_its_share_and_does_not_move(tmp_path: Path) -> None:
@@ -279,7 +486,7 @@ def test_a_holdout_is_its_share_and_does_not_move(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(not ALPACA.exists(), reason=f"real data is not here: {ALPACA}")
 def test_alpacas_own_file_is_read_whole() -> None:
-    found = list(read_prompts(str(ALPACA)))
+    found = list(read_prompts(Prompts(path=str(ALPACA))))
     records = json.loads(ALPACA.read_text(encoding="utf-8"))
     assert len(found) == len(records) == 999
     with_input = [(row, record) for row, record in zip(found, records, strict=True) if record["input"]]

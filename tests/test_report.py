@@ -143,7 +143,7 @@ def test_last_words_tell_the_headline_first(whole: Whole) -> None:
 @pytest.mark.parametrize("finished", [0, 1, 2, 3, 4])
 def test_a_run_that_is_half_done(copy: tuple[Recipe, RunDir], finished: int) -> None:
     made, run = copy
-    names = list(pipeline.STAGES)
+    names = [name for name in pipeline.STAGES if name != "publish"]
     for name in names[finished:]:
         (run.stage(name).path / "manifest.json").unlink()
     told = report(made, run)

@@ -13,23 +13,40 @@ from hypothesis import strategies as st
 from dpo_data.errors import DpoDataError
 from dpo_data.report import facts
 
-FATES = ["duplicate", "held_out", "unsampled", "abstained", "tie", "identical", "empty", "train", "test"]
+BEFORE = {
+    "duplicate": "duplicates",
+    "near_duplicate": "near_duplicates",
+    "contaminated": "contaminated",
+    "held_out": "held_out",
+}
+FATES = [*BEFORE, "unsampled", "abstained", "identical", "truncated", "tie", "empty", "train", "test"]
 
 
 def manifests(fates: list[str]) -> dict[str, Any]:
     """The manifests of a run whose prompts met these fates."""
     met = Counter(fates)
-    prompts = len(fates) - met["duplicate"] - met["held_out"]
-    drops = {name: met[name] for name in ("unsampled", "abstained", "tie", "identical", "empty") if met[name]}
-    pair_files = {"train": met["train"], "test": met["test"], "dropped": sum(drops.values())}
-    sampled = {"read": len(fates), "duplicates": met["duplicate"], "held_out": met["held_out"], "failed": met["unsampled"]}
+    prompts = len(fates) - sum(met[name] for name in BEFORE)
+    dropped = {
+        "dropped_prompts": {name: met[name] for name in ("unsampled", "abstained", "identical", "truncated") if met[name]},
+        "dropped_pairs": {name: met[name] for name in ("tie", "empty") if met[name]},
+    }
+    paired = met["tie"] + met["empty"] + met["train"] + met["test"]
+    pair_files = {"train": met["train"], "test": met["test"], "dropped": sum(map(sum, map(dict.values, dropped.values())))}
+    sampled = {"read": len(fates), "failed": met["unsampled"], **{key: met[name] for name, key in BEFORE.items()}}
     return {
         "sample": {
             **sampled,
             "files": files({"00000": prompts - prompts // 2, "00001": prompts // 2, "dropped": met["duplicate"]}),
         },
         "rank": {"abstained": met["abstained"], "files": files({"00000": prompts - met["unsampled"]})},
-        "pair": {"train": met["train"], "test": met["test"], "dropped": drops, "files": files(pair_files)},
+        "pair": {
+            **dropped,
+            "paired": paired,
+            "candidates": paired,
+            "train": met["train"],
+            "test": met["test"],
+            "files": files(pair_files),
+        },
         "evaluate": {"prompts": met["held_out"]},
     }
 
@@ -52,8 +69,8 @@ def test_every_prompt_has_one_fate(fates: list[str]) -> None:
     assert found["failed"] == fates.count("unsampled")
 
 
-COUNTS = [("sample", key) for key in ("read", "duplicates", "held_out", "failed")] + [("rank", "abstained")]
-COUNTS += [("pair", "train"), ("pair", "test"), ("evaluate", "prompts")]
+COUNTS = [("sample", key) for key in ("read", "failed", *BEFORE.values())] + [("rank", "abstained")]
+COUNTS += [("pair", "paired"), ("pair", "train"), ("pair", "test"), ("evaluate", "prompts")]
 
 
 @given(st.lists(st.sampled_from(FATES), min_size=1), st.sampled_from(COUNTS), st.integers(1, 5))
@@ -61,6 +78,20 @@ def test_a_lost_prompt_is_an_error(fates: list[str], count: tuple[str, str], los
     made = manifests(fates)
     made[count[0]][count[1]] += lost
     with pytest.raises(DpoDataError, match=r"runs/x does not add up: -?\d+ prompts"):
+        facts.funnel(run_of(made))
+
+
+@given(st.lists(st.sampled_from(FATES), min_size=1), st.integers(0, 50))
+def test_prompts_may_give_several_pairs(fates: list[str], more: int) -> None:
+    made = manifests([*fates, "train"])
+    for count in (made["pair"], next(file for file in made["pair"]["files"] if file["name"] == "train.parquet")):
+        count["train" if "train" in count else "rows"] += more
+    made["pair"]["candidates"] += more
+    found = {step.name: step for step in facts.funnel(run_of(made))}
+    assert ("candidates" in found) == (more > 0)
+    assert found["train"].count == fates.count("train") + 1 + more
+    made["pair"]["candidates"] -= 1 + more
+    with pytest.raises(DpoDataError, match="does not add up"):
         facts.funnel(run_of(made))
 
 

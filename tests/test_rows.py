@@ -13,6 +13,7 @@ from dpo_data.rows import (
     DroppedPair,
     DroppedPrompt,
     PreferencePair,
+    Prompt,
     Ranking,
     Sample,
     batched,
@@ -45,6 +46,7 @@ completion = st.builds(
     st.none() | number,
     text,
     st.none() | calls.filter(bool),
+    st.none() | number,
 )
 
 
@@ -57,6 +59,7 @@ def sides(turns: st.SearchStrategy[Any]) -> dict[str, st.SearchStrategy[Any]]:
 
 flags = st.lists(text, max_size=2)
 BUILDERS: dict[type, st.SearchStrategy[Any]] = {
+    Prompt: st.builds(Prompt, text, messages, text, tools),
     DroppedPrompt: st.builds(DroppedPrompt, text, messages, text, text, text, tools),
     Sample: st.builds(Sample, text, messages, text, st.lists(completion, max_size=3), st.none() | text, tools),
     Ranking: st.builds(Ranking, text, text, st.lists(text, max_size=4), st.lists(st.none() | number), st.none() | text, text),

@@ -176,7 +176,7 @@ class TestResume:
         run_all(recipe(), run)
         assert files(run.path) == whole
         changed = {Path(path).name for path, stamp in stamps(run.path).items() if before[path] != stamp}
-        assert changed == {"00001.parquet", "dropped.parquet", "train.parquet", "test.parquet"}
+        assert changed == {"00001.parquet", "dropped.parquet", "held_out.parquet", "train.parquet", "test.parquet"}
 
     def test_two_runs_of_one_recipe_are_equal_byte_for_byte(self, tmp_path: Path, recipe: Make) -> None:
         one, two = (RunDir(tmp_path / name) for name in ("one", "two"))
@@ -266,7 +266,10 @@ class TestManifest:
         run = RunDir(tmp_path / "run")
         run_all(recipe(), run)
         for name, facts in {
-            "sample": {"read", "duplicates", "held_out", "prompts", "failed", "model", "model_revision", "sampling"},
+            "sample": {
+                *("shape", "read", "duplicates", "near_duplicates", "contaminated", "held_out", "prompts", "failed"),
+                *("model", "models", "model_revision", "sampling", "tools"),
+            },
             "rank": {"prompts", "abstained", "judge"},
             "pair": {"prompts", "train", "test", "dropped"},
         }.items():

@@ -273,7 +273,7 @@ def test_killed_and_interrupted_sampling_goes_on(
     assert len(third) == 22 and stage.manifest is not None
     assert {name: second[name] for name in first} == first and {name: third[name] for name in second} == second
 
-    unbroken = {row.prompt_id: row for row in answer(engine, read_prompts(recipe.prompts.path), recipe.sample.sampling, 0)}
+    unbroken = {row.prompt_id: row for row in answer(engine, read_prompts(recipe.prompts), recipe.sample.sampling, 0)}
     rows = [row for path in stage.shards() if path.name not in second for row in stage.rows(Sample, path.name)]
     same = sum([c.text for c in row.completions] == [c.text for c in unbroken[row.prompt_id].completions] for row in rows)
     print(f"{len(first)} shards outlived SIGKILL, {len(second)} then SIGINT; of {len(rows)} prompts sampled after, {same} same")

@@ -63,7 +63,7 @@ def _content_key(recipe: Recipe) -> str:
 def _kept(recipe: Recipe) -> list[Question]:
     held_out = {
         prompt.prompt[-1]["content"]
-        for prompt in read_prompts(recipe.prompts.path)
+        for prompt in read_prompts(recipe.prompts)
         if is_held_out(prompt, recipe.prompts.holdout, recipe.seed)
     }
     return [question for question in questions() if question.prompt not in held_out]

@@ -65,7 +65,13 @@ class VllmEngine:
         while True:
             for request in islice(waiting, window - live):
                 self._child.send(
-                    {"id": request.id, "messages": request.messages, "seed": request.seed, "schema": request.schema}
+                    {
+                        "id": request.id,
+                        "messages": request.messages,
+                        "tools": request.tools,
+                        "seed": request.seed,
+                        "schema": request.schema,
+                    }
                 )
                 live += 1
             if not live:

@@ -88,8 +88,9 @@ class _Engine:
 
     def _prompt(self, message: dict[str, Any]) -> Any:
         """Token ids, not text: rendering the template to text and tokenising that puts a second BOS in front."""
+        tools = {"tools": message["tools"]} if message.get("tools") else {}
         ids = self._tokenizer.apply_chat_template(
-            message["messages"], tokenize=True, add_generation_prompt=True, return_dict=False
+            message["messages"], tokenize=True, add_generation_prompt=True, return_dict=False, **tools
         )
         bos = self._tokenizer.bos_token_id
         if bos is not None and ids[:2] == [bos, bos]:

@@ -1,24 +1,31 @@
-"""Read prompts: jsonl, json, csv, txt (one a line), parquet; as `prompt`, `messages` or Alpaca's `instruction`, `input`."""
+"""Prompts, the answers that came with them, and evaluation texts: from a file, a folder of texts, or a dataset on the Hub."""
 
-import csv
-import json
-from collections.abc import Callable, Iterator
+import hashlib
+import logging
+from collections import Counter
+from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from urllib.parse import parse_qsl
 
 from pydantic import Field
 
 from dpo_data.errors import InputError
+from dpo_data.formats import hub
+from dpo_data.formats.answers import answers
+from dpo_data.formats.readers import read, texts_of
+from dpo_data.formats.shapes import Answer, Record, Shaped, shaped, user_turns
 from dpo_data.provenance import file_hash
-from dpo_data.rows import Message, Prompt, in_share, prompt_id
+from dpo_data.rows import Prompt, in_share, prompt_id
 from dpo_data.seams import Settings
 from dpo_data.share import find
 
+log = logging.getLogger(__name__)
+
 
 class Decontaminate(Settings):
-    """Drop prompts that overlap the evaluation sets `against` (paths like a prompts file's): those that hold at least `share` of
-    the n-grams (of `n` words) of one evaluation text. A text shorter than n words is looked for whole."""
+    """Drop prompts that overlap the evaluation sets `against` (paths, as `evaluation_texts` takes them): those that hold at
+    least `share` of the n-grams (of `n` words) of one evaluation text. A text shorter than n words is looked for whole."""
 
     against: list[str]
     n: int = Field(8, ge=1)
@@ -28,9 +35,9 @@ class Decontaminate(Settings):
 class Prompts(Settings):
     """Where prompts come from: a file, or `hf://datasets/<repo>` with its `name` (configuration), `split` and `revision`.
 
-    `system` is put before every prompt that has no system turn. `holdout` is the share kept from sampling and training, for
-    `evaluate`. `near_duplicates` is the similarity (Jaccard, of five-word shingles) from which a later prompt is dropped; 1 drops
-    exact repetitions alone.
+    `limit` is how many records are read. `system` is put before every prompt that has no system turn. `holdout` is the share
+    kept from sampling and training, for `evaluate`. `near_duplicates` is the similarity (Jaccard, of five-word shingles) from
+    which a later prompt is dropped; 1 drops exact repetitions alone.
     """
 
     path: str
@@ -44,161 +51,104 @@ class Prompts(Settings):
     decontaminate: Decontaminate | None = None
 
 
-Record = tuple[str, dict[str, Any]]
-"""Where a record stands (`line 3`, `row 3`), and its columns."""
-
-
-UTF8 = "utf-8-sig"
-"""UTF-8, with or without the byte order mark that Windows programs put first."""
-
-
 def is_held_out(prompt: Prompt, holdout: float, seed: int) -> bool:
     """Whether a prompt is kept from sampling and training, for evaluation: a share `holdout` (0–1), decided by its id."""
     return in_share(prompt.prompt_id, holdout, f"holdout:{seed}")
 
 
-def prompts_hash(path: str) -> str | None:
-    """The SHA-256 of a prompts file; None where it is not there, which `read_prompts` says better."""
-    file = find(path)
-    return file_hash(file) if file.is_file() else None
+def prompts_hash(prompts: Prompts) -> str | None:
+    """What pins the prompts: a file's SHA-256, one over all files of a folder, or a dataset's commit. None where there is
+    nothing, which `read_prompts` says better."""
+    prompts = _addressed(prompts)
+    if prompts.path.startswith(hub.SCHEME):
+        return hub.commit(hub.repo_of(prompts.path), prompts.revision)
+    path = _place(prompts.path)
+    if path.is_dir():
+        listed = "".join(f"{file.name} {file_hash(file)}\n" for file in texts_of(path))
+        return hashlib.sha256(listed.encode()).hexdigest()
+    return file_hash(path) if path.is_file() else None
 
 
-def read_prompts(path: str, limit: int | None = None) -> Iterator[Prompt]:
-    """The first `limit` prompts of a file, or all, in its order. Raises InputError with file, line, and what was expected."""
-    file = find(path)
-    if not file.is_file():
-        raise InputError(f"No prompts at {path}", "Name a .jsonl, .json, .csv, .txt or .parquet file under [prompts] path.")
-    reader = READERS.get(file.suffix.lower())
-    if reader is None:
-        raise InputError(f"{path}: no reader for {file.suffix or 'a file without a suffix'}", f"Known: {', '.join(READERS)}.")
+def prompts_shape(prompts: Prompts) -> str | None:
+    """How the first record is understood, as `Alpaca instruction, answered by output`; None where there is no record."""
+    return next((shaped(record, where).shape for where, _, record in _records(prompts)), None)
+
+
+def read_prompts(prompts: Prompts) -> Iterator[Prompt]:
+    """The prompts of the first `limit` records, or of all, in their order. Raises InputError with file, line, and what was
+    expected."""
+    for _, _, _, prompt in _understood(prompts):
+        yield prompt
+
+
+def read_given(prompts: Prompts) -> Iterator[tuple[Prompt, list[Answer]]]:
+    """Each prompt of the first `limit` records, or of all, once, with all the answers that came with it in any record; in the
+    order in which the prompts are complete. Raises InputError.
+
+    Reads twice: first it counts the records of each prompt, so that only prompts with records to come are held in memory.
+    """
+    waiting = Counter(prompt.prompt_id for prompt in read_prompts(prompts))
+    begun: dict[str, tuple[Prompt, list[Answer]]] = {}
+    for where, record, found, prompt in _understood(prompts):
+        whole = begun.setdefault(prompt.prompt_id, (prompt, []))
+        whole[1].extend(answers(record, found, where))
+        waiting[prompt.prompt_id] -= 1
+        if not waiting[prompt.prompt_id]:
+            del waiting[prompt.prompt_id]
+            yield begun.pop(prompt.prompt_id)
+
+
+def evaluation_texts(path: str) -> Iterator[tuple[str, str]]:
+    """(where, text) of every user turn of every record of an evaluation set: a path like a prompts file's; a dataset's
+    configuration, split and revision go behind it, as `hf://datasets/openai/gsm8k?name=main&split=test`. Raises InputError."""
+    for where, _, record in _records(Prompts(path=path)):
+        for text in user_turns(record, where):
+            yield where, text
+
+
+def _place(path: str) -> Path:
     try:
-        for where, record in islice(reader(file), limit):
-            messages = _messages(record, f"{path}, {where}")
-            source = record.get("source")
-            yield Prompt(
-                prompt_id(messages), messages, source if isinstance(source, str) else f"{file.name}:{where.split()[1]}"
-            )
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path}, line {_undecodable(file)} is not UTF-8: {error.reason}", "Save it as UTF-8.") from None
-    except OSError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror}", "Mend its permissions or its disk.") from None
+        return find(path)
+    except (OSError, RuntimeError) as error:  # a name too long, or a home folder of nobody
+        raise InputError(f"No prompts at {path}: {error}", "Name a file under [prompts] path.") from None
 
 
-def _jsonl(file: Path) -> Iterator[Record]:
-    with file.open(encoding=UTF8) as lines:
-        for number, line in enumerate(lines, 1):
-            if line.strip():
-                yield f"line {number}", _record(_parsed(line, f"{file}, line {number}"), f"{file}, line {number}")
+def _addressed(prompts: Prompts) -> Prompts:
+    """A dataset's `?name=…&split=…&revision=…` behind its path, as the keys of those names."""
+    path, asked, query = prompts.path.partition("?")
+    if not asked or not path.startswith(hub.SCHEME):
+        return prompts
+    keys = dict(parse_qsl(query))
+    unknown = keys.keys() - {"name", "split", "revision"}
+    if unknown:
+        raise InputError(f"{prompts.path} has an unknown key {min(unknown)!r}", "Known behind `?`: name, split, revision.")
+    return prompts.model_copy(update={"path": path, **keys})
 
 
-def _json(file: Path) -> Iterator[Record]:
-    table = _parsed(file.read_text(encoding=UTF8), str(file))
-    if not isinstance(table, list):
-        raise InputError(f"{file} holds one {type(table).__name__}, not a list of records", "Make it a JSON list.")
-    for number, record in enumerate(table, 1):
-        yield f"row {number}", _record(record, f"{file}, row {number}")
+def _records(prompts: Prompts) -> Iterator[tuple[str, str, Record]]:
+    """Where each of the first `limit` records stands in words, its source, and its columns."""
+    prompts = _addressed(prompts)
+    if prompts.path.startswith(hub.SCHEME):
+        repo, sha = hub.repo_of(prompts.path), prompts_hash(prompts) or ""
+        name = f"{repo}@{sha[:7]}:{prompts.split}"
+        records = hub.read(repo, prompts.name, prompts.split, sha)
+    else:
+        path = _place(prompts.path)
+        name, records = path.name, read(path, prompts.path)
+    for place, record in islice(records, prompts.limit):
+        yield f"{prompts.path}, {place}", f"{name}:{place.partition(' ')[2]}", record
 
 
-def _csv(file: Path) -> Iterator[Record]:
-    with file.open(encoding=UTF8, newline="") as lines:
-        csv.field_size_limit(2**31 - 1)
-        reader = csv.DictReader(lines)
-        try:
-            for record in reader:
-                if None in record:
-                    raise InputError(
-                        f"{file}, line {reader.line_num} has more fields than the header", 'Quote a text with commas: "a, b".'
-                    )
-                yield f"line {reader.line_num}", record
-        except csv.Error as error:
-            raise InputError(f"{file}, line {reader.line_num} is not CSV: {error}", "Mend or remove it.") from None
-
-
-def _txt(file: Path) -> Iterator[Record]:
-    with file.open(encoding=UTF8) as lines:
-        for number, line in enumerate(lines, 1):
-            if line.strip():
-                yield f"line {number}", {"prompt": line.rstrip("\n")}
-
-
-def _parquet(file: Path) -> Iterator[Record]:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    number = 0
-    try:
-        with pq.ParquetFile(file) as table:
-            for batch in table.iter_batches(batch_size=1024):
-                for record in batch.to_pylist():
-                    number += 1
-                    yield f"row {number}", record
-    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{file} is not a whole Parquet file, after row {number}: {error}", "Write it again.") from None
-
-
-READERS: dict[str, Callable[[Path], Iterator[Record]]] = {
-    ".jsonl": _jsonl,
-    ".json": _json,
-    ".csv": _csv,
-    ".txt": _txt,
-    ".parquet": _parquet,
-}
-
-
-def _parsed(text: str, where: str) -> Any:
-    try:
-        value = json.loads(text)
-        if "\\u" in text:  # an escape may be half of a surrogate pair, which is no character: encoding finds it
-            json.dumps(value, ensure_ascii=False).encode()
-        return value
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{where} is not JSON: {error}", "Mend or remove it.") from None
-
-
-def _undecodable(file: Path) -> int:
-    """The number of the first line that is not UTF-8."""
-    number = 0
-    with file.open("rb") as lines:
-        for line in lines:
-            number += 1
-            try:
-                line.decode()
-            except UnicodeDecodeError:
-                break
-    return number
-
-
-def _record(value: Any, where: str) -> dict[str, Any]:
-    if not isinstance(value, dict):
-        raise InputError(f"{where} is {type(value).__name__}, not an object with columns", "Mend or remove it.")
-    return value
-
-
-def _messages(record: dict[str, Any], where: str) -> list[Message]:
-    """A record of any known shape as messages that end with a user's turn. Raises InputError, naming the columns found."""
-    match record:
-        case {"messages": list(turns)} | {"prompt": list(turns)} if turns:
-            messages = [_turn(turn, where) for turn in turns]
-        case {"prompt": str(text)} if text.strip():
-            messages = [{"role": "user", "content": text}]
-        case {"instruction": str(text), "input": str(given)} if text.strip() and given.strip():
-            messages = [{"role": "user", "content": f"{text}\n\n{given}"}]
-        case {"instruction": str(text)} if text.strip() and not str(record.get("input") or "").strip():
-            messages = [{"role": "user", "content": text}]
-        case _:
-            raise InputError(
-                f"{where}: no prompt in the columns {', '.join(map(str, record)) or '(none)'}",
-                "Give `prompt` (text or messages), `messages`, or `instruction` with an optional `input`; none may be empty.",
-            )
-    if not messages[-1]["content"].strip():
-        raise InputError(f"{where}: the last turn is empty", "Give it a text, or remove the record.")
-    if messages[-1]["role"] != "user":
-        raise InputError(f"{where}: the last turn is the {messages[-1]['role']}'s", "End each prompt with a user's turn.")
-    return messages
-
-
-def _turn(turn: Any, where: str) -> Message:
-    match turn:
-        case {"role": str(role), "content": str(content)}:
-            return {"role": role, "content": content}
-    raise InputError(f"{where}: a turn is not {{role, content}} with text in both: {str(turn)[:80]}", "Mend it.")
+def _understood(prompts: Prompts) -> Iterator[tuple[str, Record, Shaped, Prompt]]:
+    """Each record with where it stands, what it holds, and its prompt. Each shape is told in the log as it is met."""
+    told: set[str] = set()
+    for where, place, record in _records(prompts):
+        found = shaped(record, where)
+        if found.shape not in told:
+            told.add(found.shape)
+            log.info("%s: %s", where, found.shape)
+        messages, source = found.messages, record.get("source")
+        if prompts.system is not None and all(turn["role"] != "system" for turn in messages):
+            messages = [{"role": "system", "content": prompts.system}, *messages]
+        id = prompt_id(messages, found.tools)
+        yield where, record, found, Prompt(id, messages, source if isinstance(source, str) else place, found.tools)

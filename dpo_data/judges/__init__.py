@@ -4,7 +4,8 @@ from typing import Annotated
 
 from pydantic import Field
 
+from dpo_data.judges.given import Given
 from dpo_data.judges.pairwise import Pairwise
 from dpo_data.judges.rule import Rule
 
-JudgeSettings = Annotated[Pairwise | Rule, Field(discriminator="type")]
+JudgeSettings = Annotated[Pairwise | Rule | Given, Field(discriminator="type")]

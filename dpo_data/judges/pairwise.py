@@ -15,7 +15,7 @@ from pydantic import Field
 from dpo_data.engines import EngineSettings
 from dpo_data.rows import Ranking, Sample, request_seed
 from dpo_data.seams import Completed, Engine, Request, Settings, abstention
-from dpo_data.templates import Template, ask, conversation, load_template
+from dpo_data.templates import Template, ask, conversation, load_template, said
 
 MIRRORED = {"A": "B", "B": "A", "tie": "tie"}
 POINTS = {"A": 1.0, "tie": 0.5, "B": 0.0}
@@ -133,8 +133,8 @@ class PairwiseJudge:
         first, second = (b, a) if swapped else (a, b)
         text = self.template.render(
             prompt=conversation(group.prompt),
-            answer_a=group.completions[first].text,
-            answer_b=group.completions[second].text,
+            answer_a=said(group.completions[first].text, group.completions[first].tool_calls),
+            answer_b=said(group.completions[second].text, group.completions[second].tool_calls),
         )
         id = f"{group.prompt_id}/{a}/{b}/{'swapped' if swapped else 'straight'}"
         return Request(id, ask(text), request_seed(self.seed, id), self.schema)

@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -74,16 +75,30 @@ def last_words(report: dict[str, Any], run: RunDir) -> str:
 LABELS = {
     "read": "prompts read",
     "duplicate": "repeated",
+    "near_duplicate": "nearly repeated",
+    "contaminated": "overlap an evaluation set",
     "held_out": "held out for evaluation",
     "failed": "could not be sampled",
     "sampled": "sampled",
     "abstained": "judge could not decide",
     "ranked": "ranked",
-    "unranked": "judge gave no ranking",
-    "tie": "best and worst score the same",
-    "identical": "all answers the same text",
+    "unranked": "fewer than two scores",
+    "identical": "the same text",
     "truncated": "fewer than two whole answers",
+    "threshold": "no scores far enough apart",
+    "paired": "gave a pair",
+    "candidates": "pairs they gave",
+    "tie": "both score the same",
+    "margin": "margin too small",
+    "near_identical": "nearly the same text",
     "empty": "chosen answer empty",
+    "length": "too short or too long",
+    "length_gap": "lengths too far apart",
+    "repetition": "repeats itself",
+    "refusal": "chosen answer refuses",
+    "script": "wrong script",
+    "private": "personal data or secrets",
+    "fits": "too long to train on",
     "pairs": "pairs",
     "train": "to train on",
     "test": "for test",
@@ -130,7 +145,8 @@ def _gather(recipe: Recipe, run: RunDir, manifests: dict[str, dict[str, Any]]) -
     examples = schema.Examples(pairs=[], evaluate=[])
     made, lengths, margin, scores = None, None, None, None
     if paired := manifests.get("pair"):
-        made = schema.Pairs(**{name: paired[name] for name in schema.Pairs.model_fields})
+        dropped = Counter(paired["dropped_prompts"]) + Counter(paired["dropped_pairs"])
+        made = schema.Pairs(train=paired["train"], test=paired["test"], dropped=dict(dropped.most_common()))
         words, tokens, margins, examples.pairs = facts.pairs(run)
         by_word, by_token, margin = words.summary(), tokens.summary(), margins.spread()
         assert by_word is not None  # the pair stage never completes without a pair

@@ -4,12 +4,12 @@ import json
 import math
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from typing import Any, Generic, TypeVar
 
 from dpo_data.errors import DpoDataError
 from dpo_data.report import schema
-from dpo_data.rows import PreferencePair, Ranking, Sample
+from dpo_data.rows import Message, PreferencePair, Ranking, Sample
 from dpo_data.rundir import FOLDERS, RunDir
 
 Value = TypeVar("Value")
@@ -102,6 +102,16 @@ def stages(run: RunDir) -> dict[str, schema.StageState]:
     return told
 
 
+BEFORE = {
+    "duplicate": "duplicates",
+    "near_duplicate": "near_duplicates",
+    "contaminated": "contaminated",
+    "held_out": "held_out",
+    "failed": "failed",
+}
+"""What becomes of prompts before they are ranked, and the count of it in the manifest of `sample`."""
+
+
 def funnel(run: RunDir) -> list[schema.Step]:
     """Where every prompt went, as far as stages are complete. Raises DpoDataError where the counts do not add up."""
     sample, rank, pair, evaluate = (run.stage(name).manifest for name in ("sample", "rank", "pair", "evaluate"))
@@ -112,13 +122,17 @@ def funnel(run: RunDir) -> list[schema.Step]:
 
     if sample:
         step("left", read=sample["read"])
-        step("out", duplicate=sample["duplicates"], held_out=sample["held_out"], failed=sample["failed"])
+        step("out", **{name: sample[key] for name, key in BEFORE.items() if key in sample})
         step("left", sampled=_rows(sample, r"\d+") - sample["failed"])
     if sample and rank:
         step("out", abstained=rank["abstained"])
         step("left", ranked=_rows(rank, r"\d+") - rank["abstained"])
     if sample and rank and pair:
-        step("out", **{name: count for name, count in pair["dropped"].items() if name not in ("unsampled", "abstained")})
+        step("out", **{name: n for name, n in pair["dropped_prompts"].items() if name not in ("unsampled", "abstained")})
+        step("left", paired=pair["paired"])
+        if pair["candidates"] != pair["paired"]:
+            step("made", candidates=pair["candidates"])
+        step("out", **pair["dropped_pairs"])
         step("left", pairs=_rows(pair, "train|test"))
         step("part", train=pair["train"], test=pair["test"])
     check(steps, str(run.path))
@@ -128,11 +142,15 @@ def funnel(run: RunDir) -> list[schema.Step]:
 
 
 def check(steps: list[schema.Step], where: str) -> None:
-    """Raises DpoDataError unless each `left` is the one before less every `out` between, and the parts sum to the last one."""
+    """Raises DpoDataError unless each `left` is what was there less every `out` between, and the parts sum to the last."""
     remaining: int | None = None
     for step in steps:
         if step.kind == "out":
             remaining = (remaining or 0) - step.count
+        elif step.kind == "made":
+            if step.count < (remaining or 0):
+                raise _mismatch(where, f"{remaining} prompts gave only {step.count} {step.name}")
+            remaining = step.count
         elif step.kind == "left":
             if step.count < 0 or remaining not in (None, step.count):
                 raise _mismatch(where, f"{remaining} prompts should be {step.name}, and {step.count} are")
@@ -146,13 +164,14 @@ def pairs(run: RunDir) -> tuple[Lengths, Lengths, Numbers, list[schema.PairExamp
     """Of all pairs: lengths in words, in tokens, the margins; and a few of them."""
     words, tokens, margins = Lengths(), Lengths(), Numbers()
     sample: Thinned[PreferencePair] = Thinned(16)
-    for pair, counts in _with_tokens(run):
-        words.add(len(pair.chosen[-1]["content"].split()), len(pair.rejected[-1]["content"].split()))
-        margins.add(pair.margin)
-        sample.add(pair)
-        chosen, rejected = counts.get(pair.chosen_id), counts.get(pair.rejected_id)
-        if chosen is not None and rejected is not None:
-            tokens.add(chosen, rejected)
+    for name in ("train", "test"):
+        for pair in run.stage("pair").rows(PreferencePair, f"{name}.parquet"):
+            words.add(len(pair.chosen[-1]["content"].split()), len(pair.rejected[-1]["content"].split()))
+            margins.add(pair.margin)
+            if name == "train":
+                sample.add(pair)
+            if pair.n_tokens_chosen is not None and pair.n_tokens_rejected is not None:
+                tokens.add(pair.n_tokens_chosen, pair.n_tokens_rejected)
     return words, tokens, margins, [_pair_example(pair) for pair in sample.few(6)]
 
 
@@ -236,20 +255,6 @@ def finite(metrics: dict[str, Any]) -> dict[str, float | None]:
     }
 
 
-def _with_tokens(run: RunDir) -> Iterator[tuple[PreferencePair, dict[str, int | None]]]:
-    """Every pair with its prompt's token counts by completion id, in one pass: pairs stand in the order of the samples."""
-    sampled, paired = run.stage("sample"), run.stage("pair")
-    files = [paired.rows(PreferencePair, f"{name}.parquet") for name in ("train", "test")]
-    heads = [next(rows, None) for rows in files]
-    for prompt_id, completions in zip(sampled.column("prompt_id"), sampled.column("completions"), strict=True):
-        for at, head in enumerate(heads):
-            if head is not None and head.prompt_id == prompt_id:
-                yield head, {completion["completion_id"]: completion["n_tokens"] for completion in completions}
-                heads[at] = next(files[at], None)
-    if any(heads):
-        raise _mismatch(str(run.path), "a pair's prompt is not among the samples")
-
-
 def _rows(manifest: dict[str, Any], stem: str) -> int:
     """Rows in those of a stage's Parquet files whose stem matches."""
     return sum(file["rows"] for file in manifest["files"] if re.fullmatch(rf"({stem})\.parquet", file["name"]))
@@ -264,15 +269,21 @@ def _mismatch(where: str, what: str) -> DpoDataError:
 def _pair_example(pair: PreferencePair) -> schema.PairExample:
     return schema.PairExample(
         prompt=_cut_all(pair.prompt),
-        chosen=_cut(pair.chosen[-1]["content"]),
-        rejected=_cut(pair.rejected[-1]["content"]),
+        chosen=_cut(_told(pair.chosen[-1])),
+        rejected=_cut(_told(pair.rejected[-1])),
         score_chosen=pair.score_chosen,
         score_rejected=pair.score_rejected,
     )
 
 
-def _cut_all(messages: list[dict[str, str]]) -> list[dict[str, str]]:
-    return [{**message, "content": _cut(message["content"])} for message in messages]
+def _cut_all(messages: list[Message]) -> list[dict[str, str]]:
+    return [{"role": turn["role"], "content": _cut(_told(turn))} for turn in messages]
+
+
+def _told(turn: Message) -> str:
+    """A turn's text; its tool calls as JSON."""
+    calls = [json.dumps(call["function"], ensure_ascii=False) for call in turn.get("tool_calls") or ()]
+    return "\n".join([*([turn["content"]] if turn["content"] else []), *calls])
 
 
 def _cut(text: str) -> str:

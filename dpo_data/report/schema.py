@@ -18,16 +18,17 @@ class StageState(Part):
 
 class Step(Part):
     name: str = Field(description="what is counted; for a filter's drops, the filter's name")
-    kind: Literal["left", "out", "part"] = Field(
-        description="left: what remains, namely the `left` before it less every `out` between; part: the parts of the last"
+    kind: Literal["left", "out", "made", "part"] = Field(
+        description="left: what remains, namely what was there less every `out` between; made: the pairs that the prompts "
+        "gave, where some gave several; part: the parts of the last"
     )
-    count: int = Field(description="prompts")
+    count: int = Field(description="prompts; from `made` on, or else from `paired` on, pairs")
 
 
 class Pairs(Part):
     train: int = Field(description="pairs in train.parquet")
     test: int = Field(description="pairs in test.parquet")
-    dropped: dict[str, int] = Field(description="sampled or failed prompts that gave no pair, by the filter that dropped them")
+    dropped: dict[str, int] = Field(description="rows of dropped.parquet: prompts without a pair, and pairs, by filter")
 
 
 class Spread(Part):

@@ -1,14 +1,26 @@
-"""What counts as the same text, and which texts repeat."""
+"""What counts as the same text, and which texts repeat, wholly or nearly."""
 
-import unicodedata
 from collections.abc import Iterable, Iterator
 
+from dpo_data.dedup.contamination import Contamination
+from dpo_data.dedup.exact import keys, repeats
+from dpo_data.dedup.jaccard import repetition, similarity, within
+from dpo_data.dedup.near import Twins, near_duplicates
+from dpo_data.dedup.text import normalised
 from dpo_data.rows import DroppedPrompt, Prompt
 
-
-def normalised(text: str) -> str:
-    """Text as it is compared: Unicode NFC, case folded, runs of white space as one space."""
-    return " ".join(unicodedata.normalize("NFC", text).casefold().split())
+__all__ = [
+    "Contamination",
+    "Twins",
+    "distinct",
+    "keys",
+    "near_duplicates",
+    "normalised",
+    "repeats",
+    "repetition",
+    "similarity",
+    "within",
+]
 
 
 def distinct(prompts: Iterable[Prompt]) -> Iterator[Prompt | DroppedPrompt]:

@@ -1,0 +1,20 @@
+"""NeMo-RL's preference format: `context`, and `completions` with their `rank`, 0 the best.
+
+Its DPO and reward-model training takes exactly two completions, and refuses equal ranks: so this is made of pairs. Read in
+NVIDIA-NeMo/RL, `data/processors.py` and `data/datasets/preference_datasets/preference_dataset.py`.
+"""
+
+from typing import Any
+
+from dpo_data.formats.format import Format, no_tools
+from dpo_data.rows import PreferencePair
+
+
+def records(pair: PreferencePair) -> list[dict[str, Any]]:
+    """A pair as one record."""
+    sides = ((pair.chosen, pair.score_chosen), (pair.rejected, pair.score_rejected))
+    ranked = [{"rank": rank, "completion": answer, "score": score} for rank, (answer, score) in enumerate(sides)]
+    return [{"context": pair.prompt, "completions": ranked}]
+
+
+NEMO_RL = Format(of=PreferencePair, records=records, unfit=no_tools)
