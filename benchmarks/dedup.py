@@ -76,11 +76,12 @@ def accuracy(of: np.ndarray, texts: list[str], origin: dict[int, int]) -> None:
     rng = random.Random(1)
     due = [(row, first) for row, first in origin.items() if of[first] < 0]
     due = [pair for pair in rng.sample(due, min(50_000, len(due))) if jaccard(*(texts[at] for at in pair)) >= 0.8]
-    line("near", f"recall of {len(due)} planted pairs", float(np.mean([of[row] >= 0 for row, _ in due])), "found")
+    found = sum(of[row] >= 0 for row, _ in due)
+    line("near", f"recall: {found} of {len(due)} planted pairs", found / len(due), "found")
     dropped = np.flatnonzero(of >= 0).tolist()
     dropped = rng.sample(dropped, min(50_000, len(dropped)))
-    right = np.mean([jaccard(texts[row], texts[of[row]]) >= 0.8 for row in dropped])
-    line("near", f"precision of {len(dropped)} of {int((of >= 0).sum())} dropped", float(right), "at Jaccard 0.8 or more")
+    right = sum(jaccard(texts[row], texts[of[row]]) >= 0.8 for row in dropped)
+    line("near", f"precision: {right} of {len(dropped)} dropped", right / len(dropped), "at Jaccard 0.8 or more")
 
 
 def jaccard(a: str, b: str) -> float:

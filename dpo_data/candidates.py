@@ -127,10 +127,11 @@ def _once(answers: _Answers, able: np.ndarray) -> np.ndarray:
 
     at = np.flatnonzero(able)
     prompts, key = answers.prompts[at], keys(answers.flat.field("text").take(pa.array(at)))
-    order = np.lexsort((key, prompts))
-    same = (np.diff(key[order]) == 0) & (np.diff(prompts[order]) == 0)
+    key ^= prompts.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15)  # so that a text repeats within its prompt alone
+    ordered = np.sort(key)
+    again = ordered[1:][np.diff(ordered) == 0]
     able = able.copy()
-    for prompt in np.unique(prompts[order][1:][same]).tolist():
+    for prompt in np.unique(prompts[np.isin(key, again)]).tolist() if len(again) else ():
         groups: dict[Any, list[int]] = defaultdict(list)
         for one in at[slice(*np.searchsorted(prompts, [prompt, prompt + 1]))].tolist():
             answer = answers.flat[one].as_py()

@@ -70,8 +70,8 @@ class Rank(Settings):
 class Pair(Settings):
     """How rankings become pairs.
 
-    `strategy`: `auto` is best_worst, and from 32 candidates on best_vs_mu_2sigma. `max_pairs` caps adjacent, all and threshold, a
-    prompt. `chosen_from` and `rejected_to` are the scores of `threshold`. `test` is the share of prompts whose pairs go to
+    `strategy`: `auto` is best_worst, and from 32 candidates on best_vs_mu_2sigma. `max_pairs` caps adjacent, all and threshold,
+    a prompt. `chosen_from` and `rejected_to` are the scores of `threshold`. `test` is the share of prompts whose pairs go to
     test.parquet. `reject_truncated`: whether a cut-off answer may be rejected; it is never chosen.
     """
 
@@ -149,7 +149,7 @@ class Evaluate(Settings):
 
 
 class Recipe(Settings):
-    """Everything that a run depends on. Without `[publish]` nothing leaves this machine; without `[train]` nothing is trained."""
+    """Everything that a run depends on. Without `[publish]` nothing leaves this machine; without `[train]` a run ends there."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     seed: int = 0

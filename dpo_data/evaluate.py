@@ -56,7 +56,7 @@ def settings(recipe: Recipe) -> dict[str, Any]:
 def inputs(recipe: Recipe, run: RunDir) -> dict[str, Any]:
     """Content hashes of what this stage reads."""
     return {
-        **{name: (run.stage(name).manifest or {}).get("digest") for name in ("sample", "train")},
+        **{name: run.stage(name).digest for name in ("sample", "train")},
         **recipe.rank.judge.inputs(),
     }
 

@@ -29,7 +29,7 @@ def read_rows(path: Path, kind: type[Row]) -> Iterator[Row]:
 def read_table(path: Path, columns: list[str]) -> pa.Table:
     """Some columns of a Parquet file. Raises InputError where it cannot be read."""
     with _whole(path), pq.ParquetFile(path) as file:
-        return file.read(columns, use_threads=False)  # a stage reads many small files at once, and threads cost more than they give
+        return file.read(columns, use_threads=False)  # files are small and many: threads cost more than they give
 
 
 def read_schema(path: Path) -> pa.Schema:

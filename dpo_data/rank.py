@@ -49,4 +49,4 @@ def inputs(recipe: Recipe, run: RunDir) -> dict[str, Any]:
     """Content hashes of what this stage reads."""
     judge = recipe.rank.judge
     model = engine_revision(getattr(judge, "engine", None))
-    return {"sample": (run.stage("sample").manifest or {}).get("digest"), "judge_model": model, **judge.inputs()}
+    return {"sample": run.stage("sample").digest, "judge_model": model, **judge.inputs()}

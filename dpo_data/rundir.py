@@ -95,6 +95,11 @@ class Stage:
         """What the stage made; None until it is complete."""
         return _read_json(self.path / "manifest.json")
 
+    @property
+    def digest(self) -> str | None:
+        """A hash over all that the stage made; None until it is complete."""
+        return (self.manifest or {}).get("digest")
+
     def part(self, index: int) -> "Stage":
         """A folder within the stage's, for what is made by itself and put together later; `discard` it before `finish`."""
         part = Stage(self.path / f"part-{index}", self.name)

@@ -105,7 +105,9 @@ def as_table(columns: Mapping[str, Any], schema: pa.Schema, length: int) -> pa.T
 
 
 def one_chunk(column: pa.ChunkedArray | pa.Array) -> pa.Array:
-    return column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
+    if not isinstance(column, pa.ChunkedArray):
+        return column
+    return column.combine_chunks() if column.num_chunks else _array([], column.type)  # Arrow makes no empty extension array
 
 
 def _fitted(array: Any, kind: pa.DataType) -> pa.Array:

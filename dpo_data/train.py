@@ -54,4 +54,4 @@ def settings(recipe: Recipe) -> dict[str, Any]:
 def inputs(recipe: Recipe, run: RunDir) -> dict[str, Any]:
     """Content hashes of what this stage reads."""
     model, revision = recipe.base_model()
-    return {"pair": (run.stage("pair").manifest or {}).get("digest"), "model": model_revision(model, revision)}
+    return {"pair": run.stage("pair").digest, "model": model_revision(model, revision)}

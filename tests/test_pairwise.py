@@ -17,7 +17,7 @@ from dpo_data.judges.pairwise import Pairwise, PairwiseJudge, read_verdict, sche
 from dpo_data.rows import Completion, Ranking, Sample
 from dpo_data.seams import Completed, Output, Request, Sampling
 from dpo_data.share import SHIPPED
-from dpo_data.templates import Template, load_template
+from dpo_data.templates import Template, conversation, load_template
 
 TRANSCRIPTS = sorted((Path(__file__).parent / "transcripts").glob("*.txt"))
 PLAIN = Template("plain", "{{ prompt }}\x00{{ answer_a }}\x00{{ answer_b }}")
@@ -290,3 +290,24 @@ def test_a_verdict_alone_or_after_a_bounded_reason() -> None:
     assert list(schema(120)["properties"]) == schema(120)["required"] == ["reason", "winner"]
     assert schema(120)["properties"]["reason"]["maxLength"] == 120
     assert list(schema(0)["properties"]) == schema(0)["required"] == ["winner"]
+
+
+def test_the_judge_sees_the_calls_of_tools_and_what_they_gave() -> None:
+    call = {"type": "function", "function": {"name": "look", "arguments": {"at": "Köln"}}}
+    turns = [
+        {"role": "user", "content": "Where?"},
+        {"role": "assistant", "content": "Let me see.", "tool_calls": [call]},
+        {"role": "tool", "content": "there"},
+    ]
+    assert conversation(turns) == 'User: Where?\n\nAssistant: Let me see.\n[calls look({"at": "Köln"})]\n\nTool: there'
+    assert conversation(turns[:1]) == "Where?"
+    shown: list[set[str]] = []
+
+    def verdict(a: str, b: str) -> str:
+        shown.append({a, b})
+        return "A"
+
+    asked = group("one", "")
+    asked = replace(asked, completions=[asked.completions[0], replace(asked.completions[1], tool_calls=[call])])
+    list(judge(Scripted(verdict)).rank([asked]))
+    assert shown == [{"one", '[calls look({"at": "Köln"})]'}] * 2

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -109,6 +110,56 @@ def test_sampling_passes_through_as_it_is(serve: Any) -> None:
     body = script.bodies[0]
     assert {"n": 2, "top_k": 3, "min_p": 0.1, "brand_new": True, "seed": 7, "logprobs": True}.items() <= body.items()
     assert body["response_format"]["json_schema"]["schema"] == schema(0)
+
+
+TOOLS = [{"type": "function", "function": {"name": "look", "description": "d", "parameters": {"type": "object"}}}]
+
+
+def calling(**arguments: Any) -> dict[str, Any]:
+    return {"type": "function", "function": {"name": "look", "arguments": arguments}}
+
+
+def test_tools_and_their_calls_go_over_the_wire_as_openai_has_them(serve: Any) -> None:
+    script, client = serve(lambda text, before: said("fine"))
+    turns = [
+        {"role": "user", "content": "where are they?"},
+        {"role": "assistant", "content": "", "tool_calls": [calling(at="Höhe"), calling(at=[1, None])]},
+        {"role": "tool", "content": "here"},
+        {"role": "tool", "content": "there"},
+        {"role": "assistant", "content": "one more", "tool_calls": [calling()]},
+        {"role": "tool", "content": "42"},
+    ]
+    given = json.dumps(turns)
+    answers(client(), [Request("a", turns, 7, tools=TOOLS), ask("plain")])
+    bodies = {body["messages"][0]["content"]: body for body in script.bodies}
+    assert "tools" not in bodies["plain"] and bodies["plain"]["messages"] == [{"role": "user", "content": "plain"}]
+    sent = bodies["where are they?"]
+    assert sent["tools"] == TOOLS
+    calls = [call for turn in sent["messages"] for call in turn.get("tool_calls", [])]
+    assert [json.loads(call["function"]["arguments"]) for call in calls] == [{"at": "Höhe"}, {"at": [1, None]}, {}]
+    ids = [call["id"] for call in calls]
+    assert len(set(ids)) == 3 and all(re.fullmatch("[a-z0-9]{9}", id) for id in ids)
+    assert [turn["tool_call_id"] for turn in sent["messages"] if turn["role"] == "tool"] == ids
+    assert json.dumps(turns) == given, "what is sent is a copy"
+
+
+@pytest.mark.parametrize(
+    ("text", "arguments"),
+    [('{"at": "Ulm"}', {"at": "Ulm"}), ("{at: Ulm", "{at: Ulm"), (r'{"at": "\ud83d"}', {"at": "?"})],
+    ids=["JSON", "not JSON", "half a pair"],
+)
+def test_calls_that_come_back_are_kept(serve: Any, text: str, arguments: Any) -> None:
+    status, headers, body = said("")
+    message = body["choices"][0]["message"]
+    message["content"] = None
+    message["tool_calls"] = [{"id": "x", "type": "function", "function": {"name": "look", "arguments": text}}]
+    _, client = serve(lambda *_: (status, headers, body))
+    (output,) = answers(client(), [ask("q", tools=TOOLS)])["q"].outputs
+    assert (output.text, output.tool_calls) == (
+        "",
+        [{"type": "function", "function": {"name": "look", "arguments": arguments}}],
+    )
+    json.dumps(output.tool_calls, ensure_ascii=False).encode()
 
 
 def test_busy_and_broken_servers_are_asked_again(serve: Any) -> None:

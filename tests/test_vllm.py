@@ -201,6 +201,54 @@ def test_one_bos_at_most(tiny_model: str) -> None:
         child._prompt(message)
 
 
+TOOLS_TEMPLATE = (
+    "{% if tools %}Tools: {{ tools | tojson }}\n{% endif %}"
+    "{% for m in messages %}{{ m.role }}: {{ m.content }}"
+    "{% for call in m.tool_calls or [] %} calls {{ call.function.name }}({{ call.function.arguments | tojson }}){% endfor %}\n"
+    "{% endfor %}{% if add_generation_prompt %}assistant:{% endif %}"
+)
+
+
+def test_tools_reach_the_chat_template(tiny_model: str) -> None:
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model)
+    tokenizer.chat_template = TOOLS_TEMPLATE
+    tools = [{"type": "function", "function": {"name": "look", "description": "d", "parameters": {"type": "object"}}}]
+    call = {"type": "function", "function": {"name": "look", "arguments": {"at": [1, 2]}}}
+    turns = [
+        {"role": "user", "content": "where?"},
+        {"role": "assistant", "content": "", "tool_calls": [call]},
+        {"role": "tool", "content": "there"},
+    ]
+    child = _Engine.__new__(_Engine)
+    child._tokenizer = tokenizer
+    for given in (tools, None):
+        ids = child._prompt({"messages": turns, "tools": given})["prompt_token_ids"]
+        assert ids == tokenizer.apply_chat_template(turns, tools=given, add_generation_prompt=True, return_dict=False)
+        assert ("Tools:" in tokenizer.decode(ids)) == bool(given) and "calls look(" in tokenizer.decode(ids)
+
+
+class Wire:
+    """A child that keeps what it is sent, and answers it."""
+
+    def __init__(self) -> None:
+        self.sent: list[dict[str, Any]] = []
+
+    def send(self, message: dict[str, Any]) -> None:
+        self.sent.append(message)
+
+    def receive(self) -> dict[str, Any]:
+        return {"id": self.sent[-1]["id"], "outputs": [], "error": None}
+
+
+def test_tools_are_sent_to_the_child() -> None:
+    made = VllmEngine.__new__(VllmEngine)
+    made._max_num_seqs, made._child = 1, Wire()  # type: ignore[assignment]
+    list(made.complete([Request("a", [], 0, tools=[{"type": "function"}])], {}))
+    assert made._child.sent[1]["tools"] == [{"type": "function"}]  # type: ignore[attr-defined]
+
+
 def test_no_such_model() -> None:
     with pytest.raises(EngineError, match="No model at '/no/such/model'") as caught:
         Vllm(model="/no/such/model").build()

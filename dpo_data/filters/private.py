@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from dpo_data.filters.columns import SIDES, Columns, Mask, matches
+from dpo_data.filters.columns import Columns, Mask, matches
 from dpo_data.filters.screen import FilterTable, Screen, Trainer
 from dpo_data.filters.secrets import SECRET, is_secret
 from dpo_data.rows import PreferencePair
@@ -38,10 +38,7 @@ class Private(FilterTable):
 
         def suspects(pairs: Columns) -> Mask:
             form = "|".join(f"(?:{FORMS[kind]})" for kind in self.kinds)
-            seen: Mask = matches(pairs.prompt, form)
-            for side in SIDES:
-                seen = seen | matches(pairs.text(side), form)
-            return seen
+            return matches(pairs.whole, form)
 
         return Screen(reason, suspects)
 

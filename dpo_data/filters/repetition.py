@@ -39,15 +39,14 @@ class Repetition(FilterTable):
             repeated = pairs.none()
             for side in SIDES:
                 texts = pairs.text(side)
-                repeated |= self._repeat(texts)
-                long = np.flatnonzero(~repeated & (sizes(texts) > TAIL))
-                tails = pc.utf8_slice_codeunits(texts.take(pa.array(long)), -TAIL)
-                repeated[long] |= self._repeat(tails)
+                counts, shares = dedup.repetition(texts, self.n)
+                repeated |= (counts >= self.least) & (shares >= self.share)
+                # what repeats at the end repeats in the whole; but for the n-grams of a word that the tail's start cuts
+                at_end = self.share * (self.least - self.n + 1) - self.n
+                long = np.flatnonzero(~repeated & (sizes(texts) > TAIL) & (shares * (counts - self.n + 1) > at_end - 0.5))
+                if len(long):
+                    counts, shares = dedup.repetition(pc.utf8_slice_codeunits(texts.take(pa.array(long)), -TAIL), self.n)
+                    repeated[long] |= (counts >= self.least) & (shares >= self.share)
             return repeated
 
         return Screen(reason, suspects)
-
-    def _repeat(self, texts: pa.LargeStringArray) -> Mask:
-        counts, shares = dedup.repetition(texts, self.n)
-        repeated: Mask = (counts >= self.least) & (shares >= self.share)
-        return repeated

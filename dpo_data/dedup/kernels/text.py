@@ -143,7 +143,7 @@ def _letters(data: Bytes, at: int, end: int) -> int:
     if others == u64(0):
         return min(8, end - at)
     first = (others & (~others + u64(1))) >> u64(7)  # 1 in the first byte that is none
-    return min(int((first * PLACES) >> u64(56)), end - at)
+    return min(int(np.int64((first * PLACES) >> u64(56))), end - at)
 
 
 @kernel
