@@ -125,8 +125,8 @@ def _once(answers: _Answers, able: np.ndarray) -> np.ndarray:
     gets their mean score, in place. Whole and cut-off answers are never the same."""
     from dpo_data.dedup import keys
 
-    at = np.flatnonzero(able)
-    prompts, key = answers.prompts[at], keys(answers.flat.field("text").take(pa.array(at)))
+    at, texts = np.flatnonzero(able), answers.flat.field("text")
+    prompts, key = answers.prompts[at], keys(texts if able.all() else texts.take(pa.array(at)))
     key ^= prompts.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15)  # so that a text repeats within its prompt alone
     ordered = np.sort(key)
     again = ordered[1:][np.diff(ordered) == 0]

@@ -302,7 +302,8 @@ def test_every_prompt_is_in_exactly_one_file(paired: Callable[..., RunDir]) -> N
     manifest = stage.manifest
     assert manifest and (manifest["train"], manifest["test"]) == (len(train), len(test))
     assert sum(manifest["dropped_prompts"].values()) + sum(manifest["dropped_pairs"].values()) == len(dropped)
-    assert manifest["prompts"] == 120 and manifest["candidates"] == len(train) + len(test) + sum(manifest["dropped_pairs"].values())
+    kept = len(train) + len(test)
+    assert manifest["prompts"] == 120 and manifest["candidates"] == kept + sum(manifest["dropped_pairs"].values())
     assert all(row.filter and row.reason for row in dropped)
 
 

@@ -4,20 +4,23 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dpo_data.dedup.near import Twins
-from dpo_data.dedup.shingles import runs, shingles, units
+from dpo_data.dedup.shingles import Ragged, runs, shingles, units
 from dpo_data.dedup.text import Texts, slices
 
 TOGETHER = 2048
 """Texts, in whole groups, that a kernel gets at a time."""
 
 
-def similarity(a: Texts, b: Texts, n: int = 3) -> NDArray[np.float64]:
-    """The Jaccard similarity (0-1) of the sets of shingles of each two texts; 1 for two empty ones.
+def similarity(a: Texts | Ragged, b: Texts | Ragged, n: int = 3) -> NDArray[np.float64]:
+    """The Jaccard similarity (0-1) of the sets of shingles of each two texts, or of their `units`; 1 for two empty ones.
 
     Texts of fewer than n units are alike only if all their units are the same.
     """
     from dpo_data.dedup.kernels import sets
 
+    if isinstance(a, Ragged) or isinstance(b, Ragged):
+        alike: NDArray[np.float64] = sets.jaccard(*shingles(a, n), *shingles(b, n))
+        return alike
     if len(a) != len(b):
         raise ValueError(f"{len(a)} texts beside {len(b)}")
     made, first = [np.zeros(0)], 0
@@ -49,12 +52,13 @@ def within(texts: Texts, offsets: NDArray[np.int64], threshold: float = 0.9, n: 
     return Twins(*map(np.concatenate, zip(*made, strict=True)))
 
 
-def repetition(texts: Texts, n: int = 4) -> tuple[NDArray[np.int32], NDArray[np.float64]]:
-    """How many units each text has; and the share (0-1) of its n-grams that came before in it, 0 where it has none."""
+def repetition(texts: Texts | Ragged, n: int = 4) -> tuple[NDArray[np.int32], NDArray[np.float64]]:
+    """How many units each text has; and the share (0-1) of its n-grams that came before in it, 0 where it has none. The texts
+    may be given as their `units`."""
     from dpo_data.dedup.kernels import sets
 
     counts, shares = [np.zeros(0, np.int32)], [np.zeros(0)]
-    for part in slices(texts):
+    for part in [texts] if isinstance(texts, Ragged) else slices(texts):
         found = units(part)
         counts.append(np.diff(found.ends).astype(np.int32))
         shares.append(sets.repetition(*runs(found, n)))

@@ -15,19 +15,21 @@ class Ragged(NamedTuple):
     ends: NDArray[np.int64]
 
 
-def units(texts: Texts) -> Ragged:
+def units(texts: Texts | Ragged) -> Ragged:
     """The units of `normalised(text)`: a word, or one character of a script that is written without spaces (`text.ALONE`).
 
     Punctuation (Unicode category P, but for - / % # & @ and backslash) at a word's edges is no part of it: "Hello, world!" has
     the units of "hello world". Inside of a word it counts, and symbols (category S: + = $ and emoji) always do. A text of
-    nothing but punctuation and spaces is one unit, its punctuation. An empty text has none.
+    nothing but punctuation and spaces is one unit, its punctuation. An empty text has none. What is units already stays.
     """
     from dpo_data.dedup.kernels import text as kernels
 
+    if isinstance(texts, Ragged):
+        return texts
     return Ragged(*kernels.units(*buffers(folded(texts)), kinds()))
 
 
-def shingles(texts: Texts, n: int, salts: NDArray[np.uint64] | None = None) -> Ragged:
+def shingles(texts: Texts | Ragged, n: int, salts: NDArray[np.uint64] | None = None) -> Ragged:
     """Every run of n units, with repetitions; of a text of fewer units all of them as one run.
 
     `salts`: one of each text; texts of different salts share no shingle.

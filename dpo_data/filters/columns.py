@@ -9,6 +9,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from dpo_data.dedup import Ragged, units
 from dpo_data.tables import JSONS, one_chunk
 
 Mask = npt.NDArray[np.bool_]
@@ -25,6 +26,8 @@ class Columns:
         self.pairs = pairs
         self._columns: dict[str, pa.Array] = {}
         self._ends: dict[str, pa.LargeStringArray] = {}
+        self._units: dict[Side, Ragged] = {}
+        self._matching: dict[tuple[str, str], Mask] = {}
 
     def __len__(self) -> int:
         return len(self.pairs)
@@ -45,6 +48,18 @@ class Columns:
             return pa.array(["\n".join(_content(turn) for turn in one) for one in turns.to_pylist()], pa.large_string())
         contents = pa.LargeListArray.from_arrays(turns.offsets.cast(pa.int64()), turns.values.field("content"))
         return pc.binary_join(contents, "\n").cast(pa.large_string())
+
+    def units(self, side: Side) -> Ragged:
+        """The words of each answer, as `dedup.units` finds them."""
+        if side not in self._units:
+            self._units[side] = units(self.text(side))
+        return self._units[side]
+
+    def matching(self, column: str, pattern: str) -> Mask:
+        """Which of these texts hold a match of an RE2 pattern; looked for once, however many filters ask."""
+        if (column, pattern) not in self._matching:
+            self._matching[column, pattern] = matches(self.text(column), pattern)
+        return self._matching[column, pattern]
 
     @cached_property
     def whole(self) -> pa.LargeStringArray:

@@ -39,7 +39,7 @@ class Repetition(FilterTable):
             repeated = pairs.none()
             for side in SIDES:
                 texts = pairs.text(side)
-                counts, shares = dedup.repetition(texts, self.n)
+                counts, shares = dedup.repetition(pairs.units(side), self.n)
                 repeated |= (counts >= self.least) & (shares >= self.share)
                 # what repeats at the end repeats in the whole; but for the n-grams of a word that the tail's start cuts
                 at_end = self.share * (self.least - self.n + 1) - self.n

@@ -45,7 +45,7 @@ class NearIdentical(FilterTable):
             return f"chosen and rejected are {alike:.0%} the same {self.n}-grams" if alike >= self.similarity else None
 
         def suspects(pairs: Columns) -> Mask:
-            alike: Mask = similarity(pairs.text("chosen"), pairs.text("rejected"), self.n) >= self.similarity
+            alike: Mask = similarity(pairs.units("chosen"), pairs.units("rejected"), self.n) >= self.similarity
             return alike
 
         return Screen(reason, suspects)
