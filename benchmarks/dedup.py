@@ -2,14 +2,9 @@
 
     python benchmarks/dedup.py [near] [exact] [contamination] [within]
 
-What it is compared with is found by import, in PEERS too (default /tmp/peers), and named where it is absent:
-
-    pip install --target /tmp/peers --no-deps datasketch==2.0.0 daft==0.7.26 rensa==0.5.0 gaoya==0.2.2 scipy==1.17.1 \\
-        polars==2.1.0 polars-runtime-32==2.1.0 rapidfuzz==3.14.6
-
-(--no-deps, since daft's metadata asks for pyarrow < 26.) What is compared is alternated in one process and its median told,
-seconds of CPU beside wall; both may use all cores. A peer that is slow gets fewer of the same rows: its rows a second do not
-rise with more of them.
+What it is compared with is found by import, in the folder PEERS too (default .venv/peers, which `make bench` makes), and named
+where it is absent. What is compared is alternated in one process and its median told, seconds of CPU beside wall; both may use
+all cores. A peer that is slow gets fewer of the same rows: its rows a second do not rise with more of them.
 """
 
 import os
@@ -30,7 +25,7 @@ import pyarrow.parquet as pq
 
 from dpo_data.dedup import Contamination, near_duplicates, repeats, repetition, similarity, within
 
-sys.path.append(os.environ.get("PEERS", "/tmp/peers"))
+sys.path.append(os.environ.get("PEERS", ".venv/peers"))
 
 TIMES = int(os.environ.get("TIMES", "5"))
 ROWS = int(os.environ.get("ROWS", "1000000"))

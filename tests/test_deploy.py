@@ -151,7 +151,8 @@ def test_the_deployment_is_there_with_schedule_time_zone_and_limit(deployed: Dep
 def test_the_form_is_the_recipe_and_a_bad_value_is_refused_at_once(deployed: Deployed) -> None:
     found = deployed.ask(f"/deployments/name/{NAME}")
     tables = found["parameter_openapi_schema"]["definitions"]
-    assert {"name", "seed", "prompts", "sample", "rank", "pair", "train", "evaluate"} == set(tables["Recipe"]["properties"])
+    known = {"name", "seed", "prompts", "sample", "rank", "pair", "publish", "train", "evaluate"}
+    assert known == set(tables["Recipe"]["properties"])
     assert tables["Sample"]["properties"]["n"]["minimum"] == 2
 
     good = {

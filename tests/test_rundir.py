@@ -271,7 +271,7 @@ class TestManifest:
                 *("model", "models", "model_revision", "sampling", "tools"),
             },
             "rank": {"prompts", "abstained", "judge"},
-            "pair": {"prompts", "train", "test", "dropped"},
+            "pair": {"prompts", "paired", "candidates", "train", "test", "dropped_prompts", "dropped_pairs", "tools"},
         }.items():
             stage = run.stage(name)
             manifest = stage.require()

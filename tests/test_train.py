@@ -29,7 +29,8 @@ def silent(stage: str, done: int, total: int) -> None: ...
 def a_pair(at: int, chosen: str, rejected: str) -> PreferencePair:
     prompt = [{"role": "user", "content": f"What is {at} plus {at}?"}]
     said = [[{"role": "assistant", "content": text}] for text in (chosen, rejected)]
-    return PreferencePair(prompt_id(prompt), prompt, *said, f"c{at}", f"r{at}", 1.0, 0.0, 1.0, "rule:concise", "tiny", "made")
+    scores, judge, models = (1.0, 0.0, 1.0), "rule:concise", ("tiny", "tiny")
+    return PreferencePair(prompt_id(prompt), prompt, *said, f"c{at}", f"r{at}", *scores, None, None, judge, *models, "made", [])
 
 
 def pairs(count: int) -> list[PreferencePair]:
@@ -46,7 +47,7 @@ def made(recipe: Callable[..., Recipe], tiny_model: str, tmp_path: Path) -> Made
         stage.write("train.parquet", rows, PreferencePair)
         stage.write("test.parquet", test, PreferencePair)
         stage.write("dropped.parquet", [], DroppedPair)
-        stage.finish(prompts=len(rows) + len(test), train=len(rows), test=len(test), dropped={})
+        stage.finish(prompts=len(rows) + len(test), train=len(rows), test=len(test))
         given = {"model": tiny_model, "learning_rate": 1e-3, "epochs": 2, "batch_size": 8, **settings}
         return recipe(4, train=given), run
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from dpo_data.config import dump, parse
-from dpo_data.pipeline import STAGES
+from dpo_data.pipeline import stages_of
 from dpo_data.rundir import RunDir
 
 pytest.importorskip("vllm")
@@ -40,11 +40,12 @@ def test_the_whole_pipeline(tiny_model: str, prompts: Callable[[int], str], tmp_
     command = [sys.executable, "-m", "dpo_data.cli", "run", str(file), "--run", str(run.path)]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    sampled, ranked, paired, trained, evaluated = (run.stage(name).require() for name in STAGES)
+    sampled, ranked, paired, trained, evaluated = (run.stage(name).require() for name in stages_of(recipe))
     assert sampled["read"] == 40 == sampled["prompts"] + sampled["held_out"] and sampled["failed"] == 0
     assert ranked["prompts"] == paired["prompts"] == sampled["prompts"]
-    assert paired["train"] + paired["test"] + sum(paired["dropped"].values()) == paired["prompts"]
+    dropped = {**paired["dropped_prompts"], **paired["dropped_pairs"]}
+    assert paired["train"] + paired["test"] + sum(dropped.values()) == paired["prompts"]
     assert trained["pairs"] + trained["too_long"] == paired["train"] > 0 and trained["steps"] > 0
     assert evaluated["prompts"] == sampled["held_out"]
     assert evaluated["base"]["answers"] == evaluated["trained"]["answers"] == 2 * sampled["held_out"]
-    print({name: run.stage(name).require()["seconds"] for name in STAGES}, paired["dropped"])
+    print({name: run.stage(name).require()["seconds"] for name in stages_of(recipe)}, dropped)

@@ -169,6 +169,7 @@ def _gather(recipe: Recipe, run: RunDir, manifests: dict[str, dict[str, Any]]) -
         name=recipe.name,
         stages=facts.stages(run),
         funnel=facts.funnel(run),
+        answers=_answers(manifests.get("sample")),
         pairs=made,
         lengths=lengths,
         scores=scores,
@@ -181,6 +182,12 @@ def _gather(recipe: Recipe, run: RunDir, manifests: dict[str, dict[str, Any]]) -
         recipe=recipe.model_dump(mode="json"),
     )
     return told, plots
+
+
+def _answers(sampled: dict[str, Any] | None) -> schema.Answers | None:
+    if not sampled or sampled["prompts"] == sampled["failed"]:
+        return None
+    return schema.Answers(prompts=sampled["prompts"] - sampled["failed"], models=sampled["models"])
 
 
 def _scores(run: RunDir, judge: str, margin: schema.Spread | None) -> schema.Scores:

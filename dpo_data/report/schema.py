@@ -25,6 +25,11 @@ class Step(Part):
     count: int = Field(description="prompts; from `made` on, or else from `paired` on, pairs")
 
 
+class Answers(Part):
+    prompts: int = Field(description="prompts with answers")
+    models: dict[str, int] = Field(description="how many answers each model gave")
+
+
 class Pairs(Part):
     train: int = Field(description="pairs in train.parquet")
     test: int = Field(description="pairs in test.parquet")
@@ -144,6 +149,7 @@ class Report(Part):
     name: str = Field(description="the recipe's name")
     stages: dict[str, StageState] = Field(description="how far each stage is, in their order")
     funnel: list[Step] = Field(description="where every prompt went, in order, as far as stages are complete")
+    answers: Answers | None = Field(description="who answered; null before sample")
     pairs: Pairs | None = Field(description="how many pairs there are")
     lengths: Lengths | None = Field(description="how long chosen and rejected answers are, over train and test pairs")
     scores: Scores | None = Field(description="what the judge made of the answers")
