@@ -1,15 +1,12 @@
 """Your own filter: a function of a module of yours."""
 
-import importlib
-import sys
-from pathlib import Path
 from typing import Literal
 
 from pydantic import Field
 
 from dpo_data.errors import RecipeError
 from dpo_data.filters.screen import FilterTable, Screen, Trainer
-from dpo_data.provenance import file_hash
+from dpo_data.functions import find_function, function_hash
 from dpo_data.rows import PreferencePair
 from dpo_data.seams import Filter
 
@@ -24,13 +21,12 @@ class Python(FilterTable):
     function: str = Field(pattern=r"^[\w.]+:\w+$")
 
     def build(self, trainer: Trainer | None) -> Screen:
-        return Screen(self._reason_by(find_function(self.function)))
+        return Screen(self._reason_by(find_function(self.function, "filter")))
 
     def inputs(self) -> dict[str, str]:
         """The content hash of the file that holds the function."""
-        find_function(self.function)
-        file = sys.modules[self.function.partition(":")[0]].__file__
-        return {self.function: file_hash(Path(file))} if file else {}
+        hash = function_hash(self.function, "filter")
+        return {self.function: hash} if hash else {}
 
     def _reason_by(self, function: Filter) -> Filter:
         def reason(pair: PreferencePair) -> str | None:
@@ -49,20 +45,3 @@ class Python(FilterTable):
             return told
 
         return reason
-
-
-def find_function(path: str) -> Filter:
-    """The function at `module:function`, modules of the working folder included. Raises RecipeError."""
-    module, _, name = path.partition(":")
-    if str(Path.cwd()) not in sys.path:
-        sys.path.insert(0, str(Path.cwd()))
-    try:
-        found: Filter = getattr(importlib.import_module(module), name)
-    except Exception as error:  # a module of somebody's may fail in any way
-        raise RecipeError(
-            f"The filter {path!r} cannot be imported: {type(error).__name__}: {error}",
-            "Run from the folder that holds the module.",
-        ) from error
-    if not callable(found):
-        raise RecipeError(f"The filter {path!r} is {type(found).__name__}, not a function", "Name a function of that module.")
-    return found

@@ -1,16 +1,13 @@
 """A function that scores an answer: a built-in one, or `module:function` of your own."""
 
-import importlib
 import json
 import math
-import sys
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
 from dpo_data.errors import RecipeError
-from dpo_data.provenance import file_hash
+from dpo_data.functions import find_function, function_hash
 from dpo_data.rows import Message, Ranking, Sample
 from dpo_data.seams import Settings
 
@@ -53,9 +50,9 @@ class Rule(Settings):
         """The content hash of the file that holds a rule of your own."""
         if self.rule in BUILT_IN:
             return {}
-        find_rule(self.rule)
-        file = sys.modules[self.rule.partition(":")[0]].__file__
-        return {"rule": file_hash(Path(file))} if file else {}
+        find_rule(self.rule)  # a name without a module is a built-in one's
+        hash = function_hash(self.rule, "rule")
+        return {"rule": hash} if hash else {}
 
     def calls(self, n: int) -> int:
         return 0
@@ -65,21 +62,9 @@ def find_rule(rule: str) -> Scorer:
     """A built-in rule, or the function at `module:function`, modules of the working folder included. Raises RecipeError."""
     if rule in BUILT_IN:
         return BUILT_IN[rule]
-    module, colon, function = rule.partition(":")
-    if not colon:
+    if ":" not in rule:
         raise RecipeError(f"No built-in rule {rule!r}", f"Use one of {', '.join(BUILT_IN)}, or module:function.")
-    if str(Path.cwd()) not in sys.path:
-        sys.path.insert(0, str(Path.cwd()))
-    try:
-        found: Scorer = getattr(importlib.import_module(module), function)
-    except Exception as error:  # a module of somebody's may fail in any way
-        raise RecipeError(
-            f"The rule {rule!r} cannot be imported: {type(error).__name__}: {error}",
-            "Run from the folder that holds the module.",
-        ) from error
-    if not callable(found):
-        raise RecipeError(f"The rule {rule!r} is {type(found).__name__}, not a function", "Name a function of that module.")
-    return found
+    return find_function(rule, "rule")
 
 
 @dataclass
