@@ -55,14 +55,15 @@ class Admission:
         return compress(_prompts(self.recipe), self.fates == SAMPLED)
 
     def held_out(self) -> Iterator[Prompt]:
-        return compress(_prompts(self.recipe), self.fates == HELD_OUT)
+        return compress(_prompts(self.recipe), self.fates == HELD_OUT) if self.counts["held_out"] else iter(())
 
     def dropped(self) -> Iterator[DroppedPrompt]:
         """The prompts that are neither sampled nor held out, each with a reason that names what it is like."""
         named = set(self.other[np.isin(self.fates, (DUPLICATE, NEAR_DUPLICATE))].tolist())
         sources: dict[int, str] = {}  # what a row is like stands before it
         n = self.recipe.prompts.decontaminate.n if self.recipe.prompts.decontaminate else 0
-        for row, prompt in enumerate(_prompts(self.recipe)):
+        lost = np.isin(self.fates, tuple(WHY)).any()
+        for row, prompt in enumerate(_prompts(self.recipe) if lost else ()):
             if row in named:
                 sources[row] = prompt.source
             fate, at = int(self.fates[row]), int(self.other[row])

@@ -188,6 +188,23 @@ def test_trl_gets_its_columns_and_tools_where_there_are_some(tmp_path: Path) -> 
     assert content(given_of(tmp_path / "called" / "test.parquet")) == content([(prompt, called)])
 
 
+def test_kto_keeps_tools_and_calls_and_datasets_reads_them_as_they_are(tmp_path: Path) -> None:
+    from datasets import load_dataset
+
+    call = {"type": "function", "function": {"name": "add", "arguments": {"a": [1, None]}}}
+    tools = [{"type": "function", "function": {"name": "add"}}]
+    prompt = Prompt(prompt_id(user("q"), tools), user("q"), "s:1", tools)
+    called = [Answer("", "m", 1.0, tool_calls=[call]), Answer("no", "m", 0.0)]
+    parts = export(a_run(tmp_path / "tools", [*SMALL, (prompt, called)], test=0), "kto", tmp_path / "out")
+    assert not any(part.left_out for part in parts)
+    assert content([(prompt, called)])[0] in content(given_of(tmp_path / "out" / "train.jsonl"))
+    file = str(tmp_path / "out" / "train.jsonl")
+    rows = load_dataset("json", data_files=file, split="train", cache_dir=str(tmp_path / "cache"))
+    (row,) = (row for row in rows if row["tools"] and row["label"])
+    assert json.loads(row["tools"]) == tools
+    assert row["completion"] == [{"role": "assistant", "content": "", "tool_calls": [call]}]
+
+
 def test_a_runs_own_files_are_prompts_with_answers(tmp_path: Path) -> None:
     run = a_run(tmp_path / "run", SMALL)
     pairs = [(prompt, [answers[0], answers[-1]]) for prompt, answers in SMALL]

@@ -51,7 +51,8 @@ HOLDS = {
     "trl": pairs(),
     "llamafactory": pairs(),
     "hh": pairs(tools=False, system=False),
-    **dict.fromkeys(("axolotl", "openrlhf", "nemo_rl", "kto"), pairs(tools=False)),
+    "kto": pairs(),
+    **dict.fromkeys(("axolotl", "openrlhf", "nemo_rl"), pairs(tools=False)),
 }
 """Pairs that each format has a place for, but for a few."""
 
@@ -124,7 +125,7 @@ UNFIT: list[tuple[str, PreferencePair, str]] = [
     ("hh", a_pair(user("q"), chosen=says("\n\nAssistant: x")), "a text holds the format's own marker"),
     ("hh", a_pair(user("q"), tools=[{"name": "add"}]), "the format has no place for tools"),
     *((name, a_pair(user("q"), chosen=CALLS), "the format has no place for tools")
-      for name in ("axolotl", "openrlhf", "nemo_rl", "kto")),
+      for name in ("axolotl", "openrlhf", "nemo_rl")),
     ("axolotl", a_pair({"role": "developer", "content": ""}, user("q")), "the format has no place for a turn of the developer"),
     ("llamafactory", a_pair(user("a"), user("b")), "the format wants user and assistant to take turns"),
     ("llamafactory", a_pair(user("q"), SYSTEM, user("r")), "the format wants user and assistant to take turns"),
