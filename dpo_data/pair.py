@@ -11,7 +11,6 @@ import pyarrow.compute as pc
 from dpo_data import filters
 from dpo_data.candidates import RANK_COLUMNS, SAMPLE_COLUMNS, dropped, form
 from dpo_data.config import Recipe
-from dpo_data.dedup.stream import in_order
 from dpo_data.errors import EmptyStage
 from dpo_data.files import read_table
 from dpo_data.filters import Trainer
@@ -19,6 +18,7 @@ from dpo_data.models import model_revision
 from dpo_data.rows import DroppedPair, PreferencePair, Ranking, batched, in_share
 from dpo_data.rundir import RunDir, Stage
 from dpo_data.seams import Progress
+from dpo_data.stream import in_order
 from dpo_data.tables import SCHEMAS, schema_of
 
 FLAGS = SCHEMAS[DroppedPair].field("flags")

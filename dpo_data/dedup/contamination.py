@@ -7,8 +7,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dpo_data.dedup.shingles import Ragged, runs, units
-from dpo_data.dedup.stream import in_order
 from dpo_data.dedup.text import Texts, slices
+from dpo_data.stream import in_order
 
 if TYPE_CHECKING:
     from dpo_data.dedup.kernels.sets import Index

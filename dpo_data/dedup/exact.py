@@ -8,8 +8,8 @@ from collections.abc import Iterable, Iterator
 import numpy as np
 from numpy.typing import NDArray
 
-from dpo_data.dedup.stream import in_order
 from dpo_data.dedup.text import Texts, buffers, folded, slices
+from dpo_data.stream import in_order
 
 FULL = 0.75
 """The share of its slots that a table may use before it grows to twice the size: it takes 11 to 21 bytes a distinct text."""

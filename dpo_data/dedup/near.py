@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 
 from dpo_data.dedup.exact import keys
 from dpo_data.dedup.shingles import shingles
-from dpo_data.dedup.stream import in_order
 from dpo_data.dedup.text import Texts, slices
+from dpo_data.stream import in_order
 
 if TYPE_CHECKING:
     from dpo_data.dedup.kernels.sets import Held

@@ -1,5 +1,5 @@
-"""The unpaired format of KTO: `prompt`, `completion`, `label`; the chosen answer is labelled true, the rejected one false. Where
-there are `tools` they stand beside them as JSON text, as TRL's trainer takes them.
+"""The unpaired format of KTO: `prompt`, `completion`, `label`; the chosen answer is labelled true, the rejected one false.
+Where there are `tools` they stand beside them as JSON text, as TRL's trainer takes them.
 
 https://huggingface.co/docs/trl/dataset_formats#unpaired-preference
 """
