@@ -4,17 +4,17 @@ Where there are `tools` they stand beside them as JSON text, as TRL's trainer ta
 https://huggingface.co/docs/trl/dataset_formats#unpaired-preference
 """
 
-import json
 from typing import Any
 
 from dpo_data.formats.format import Format
+from dpo_data.formats.turns import dumped
 from dpo_data.rows import PreferencePair
 
 
 def records(pair: PreferencePair) -> list[dict[str, Any]]:
     """A pair as two records."""
     sides = ((pair.chosen, True), (pair.rejected, False))
-    tools = {"tools": json.dumps(pair.tools, ensure_ascii=False)} if pair.tools else {}
+    tools = {"tools": dumped(pair.tools)} if pair.tools else {}
     return [{"prompt": pair.prompt, "completion": answer, "label": label, **tools} for answer, label in sides]
 
 
