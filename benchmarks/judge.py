@@ -6,7 +6,8 @@ The file holds instructions with an `output` (Alpaca). Each gets four answers: t
 the output of the next instruction. The judge is a random Llama of 1.3 M parameters with a tokenizer learnt from the file, in
 float32 and greedy, so that its verdicts are noise, but the same noise each time. Three slices of the prompts are each judged by
 `LanguageJudge` through the ledger, and by one `LLM.generate` of the same requests, by turns, each on an engine of its own that
-has seen no slice before. Then vLLM's OpenAI-compatible server, with the same model, judges all of them.
+has seen no slice before. Then vLLM's OpenAI-compatible server, with the same model, judges all of them, by turns with a bare
+client that sends the same requests as ready bytes and reads no answer.
 """
 
 import json
@@ -16,13 +17,17 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import urllib.request
 from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from http.client import HTTPConnection
 from pathlib import Path
 from statistics import median
 from typing import Any
+from urllib.parse import urlsplit
 
 from dpo_data.child import Child, Parent
 from dpo_data.demo.model import build_tokenizer, tiny_llama
@@ -65,13 +70,14 @@ def main(path: str, names: list[str]) -> None:
                 flush=True,
             )
             with _serving(model) as url:
-                began = time.perf_counter()
-                judge = JUDGES[name].build(
-                    Server(base_url=url, model="tiny", logprobs=False), SEED, lambda table: table.build()
-                )
-                served = list(judge.rank(groups))
-                seconds = time.perf_counter() - began
-            print(f"{name} by server: {seconds:.1f} s; {_same(rows, served)} of {len(rows)} rankings are the same", flush=True)
+                times, served = _served(Path(folder) / f"{name}-served", name, groups, url)
+            shares = [ours / bare for ours, bare in times]
+            print(
+                f"{name} by server: {sum(ours for ours, _ in times):.1f} s, {sum(bare for _, bare in times):.1f} s by a bare "
+                f"client, median ratio {median(shares):.3f} ({', '.join(f'{share:.3f}' for share in shares)}); "
+                f"{_same(rows, served)} of {len(rows)} rankings are the same",
+                flush=True,
+            )
 
 
 def _by_turns(folder: Path, name: str, groups: list[Sample], raw: "_Raw") -> Any:
@@ -97,6 +103,51 @@ def _by_turns(folder: Path, name: str, groups: list[Sample], raw: "_Raw") -> Any
 
 
 STARTED: list[Engine] = []
+
+
+def _served(folder: Path, name: str, groups: list[Sample], url: str) -> tuple[list[tuple[float, float]], list[Ranking]]:
+    """Seconds of (ours, a bare client) by slice, and all rankings. A salt each, so that neither reads the other's cache."""
+    times, rows = [], []
+    ledger = Ledger(folder / "calls.sqlite", "rank")
+    table = Server(base_url=url, model="tiny", logprobs=False)
+    settings = JUDGES[name].model_copy(update={"params": {**PARAMS, "cache_salt": "ours"}})
+    for at in range(ROUNDS):
+        part = groups[at::ROUNDS]
+        bodies = [_body(one) for one in _requests(name, part)]
+        took: dict[str, float] = {}
+        for who in ("ours", "bare") if at % 2 else ("bare", "ours"):
+            began = time.perf_counter()
+            if who == "ours":
+                rows += list(settings.build(table, SEED, ledger.engine).rank(part))
+            else:
+                _post(url, bodies, table.concurrency)
+            took[who] = time.perf_counter() - began
+        times.append((took["ours"], took["bare"]))
+    ledger.close()
+    return times, rows
+
+
+def _body(request: dict[str, Any]) -> bytes:
+    """A request as our client sends it."""
+    schema = {"type": "json_schema", "json_schema": {"name": "answer", "schema": request["schema"], "strict": True}}
+    plain = {"model": "tiny", "messages": request["messages"], "seed": SEED, "response_format": schema, "cache_salt": "bare"}
+    return json.dumps({**plain, **PARAMS}).encode()
+
+
+def _post(url: str, bodies: list[bytes], concurrency: int) -> None:
+    """The least that a client can do: ready bytes out over kept connections, and bytes back that nobody reads."""
+    place, local = urlsplit(url), threading.local()
+
+    def post(body: bytes) -> None:
+        if not hasattr(local, "connection"):
+            local.connection = HTTPConnection(place.netloc)
+        local.connection.request("POST", f"{place.path}/chat/completions", body, {"Content-Type": "application/json"})
+        answer = local.connection.getresponse()
+        answer.read()
+        assert answer.status == 200, answer.reason
+
+    with ThreadPoolExecutor(concurrency) as pool:
+        list(pool.map(post, bodies))
 
 
 class _Started(Settings):
