@@ -1,12 +1,14 @@
 """A client for OpenAI-compatible chat servers: many requests in flight, retries with backoff, structured output.
 
-Retries, backoff with jitter and `Retry-After` are the `openai` package's. Everything of `sampling` goes into the request's body
-as it is, so a server's own parameters (`top_k`, `min_p`) need no release of ours.
+Everything of `sampling` goes into the request's body as it is, so a server's own parameters (`top_k`, `min_p`) need no release
+of ours.
 """
 
 import json
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import closing
+from functools import partial
 from itertools import count
 from queue import SimpleQueue
 from threading import Thread
@@ -15,6 +17,7 @@ from typing import Any
 from dpo_data.errors import EngineError
 from dpo_data.rows import Message
 from dpo_data.seams import Completed, Output, Request, Sampling, ready
+from dpo_data.wire import FAILURES, Answer, Wire
 
 
 class ChatClient:
@@ -33,13 +36,17 @@ class ChatClient:
         logprobs: bool,
         structured: bool,
     ):
-        from openai import OpenAI
-
         self.base_url, self.model = base_url, model
         self._key_env, self._concurrency, self._logprobs, self._structured = key_env, concurrency, logprobs, structured
-        self._client = OpenAI(
-            base_url=base_url, api_key=os.environ.get(key_env) or "none", max_retries=retries, timeout=timeout
-        )
+        key = os.environ.get(key_env, "").strip() or "none"
+        headers = {"Authorization": f"Bearer {key}", "User-Agent": "dpo-data"}
+        self._wire = partial(Wire, f"{base_url.rstrip('/')}/chat/completions", headers, retries, timeout)
+        try:
+            self._wire()  # and so in every thread
+        except (ValueError, OSError) as error:
+            raise EngineError(
+                f"{base_url} cannot be asked: {error}", "Mend base_url in the recipe, or SSL_CERT_FILE."
+            ) from None
 
     def complete(self, requests: Iterable[Request | None], sampling: Sampling) -> Iterator[Completed]:
         """Keeps `concurrency` requests on the way, and yields each as it is answered."""
@@ -47,11 +54,12 @@ class ChatClient:
         answered: SimpleQueue[Completed | Exception] = SimpleQueue()
 
         def work() -> None:
-            while (request := asked.get()) is not None:
-                try:
-                    answered.put(self._ask(request, sampling))
-                except Exception as error:  # raised below, where the run can end with it
-                    answered.put(error)
+            with closing(self._wire()) as wire:
+                while (request := asked.get()) is not None:
+                    try:
+                        answered.put(self._ask(wire, request, sampling))
+                    except Exception as error:  # raised below, where the run can end with it
+                        answered.put(error)
 
         for _ in range(self._concurrency):  # daemons: neither an error nor Ctrl-C waits for answers that are on their way
             Thread(target=work, daemon=True).start()
@@ -72,45 +80,58 @@ class ChatClient:
             for _ in range(self._concurrency):
                 asked.put(None)
 
-    def close(self) -> None:
-        self._client.close()
+    def close(self) -> None: ...
 
-    def _ask(self, request: Request, sampling: Sampling) -> Completed:
-        import openai
+    def _ask(self, wire: Wire, request: Request, sampling: Sampling) -> Completed:
+        try:
+            answer = wire.post(self._body(request, sampling))
+        except FAILURES as error:
+            raise EngineError(
+                f"No answer from {self.base_url}: {error or type(error).__name__}",
+                "Start the server, or mend base_url in the recipe.",
+            ) from None
+        if answer.status != 200:
+            return Completed(request.id, [], self._refusal(answer))
+        try:
+            told = json.loads(answer.body)
+        except ValueError:
+            told = None
+        if not isinstance(told, dict):
+            raise EngineError(f"{self.base_url} answers, and not as OpenAI's API does", "Mend base_url in the recipe.")
+        usage = told.get("usage") or {}
+        tokens = usage.get("completion_tokens") if int(sampling.get("n", 1)) == 1 else None
+        cached = (usage.get("prompt_tokens_details") or {}).get("cached_tokens")
+        outputs = [_output(choice, tokens) for choice in told.get("choices") or []]
+        return Completed(request.id, outputs, None, usage.get("prompt_tokens"), cached)
 
-        body: dict[str, Any] = {"seed": request.seed, **({"logprobs": True} if self._logprobs else {}), **sampling}
+    def _body(self, request: Request, sampling: Sampling) -> bytes:
+        body: dict[str, Any] = {"model": self.model, "messages": on_the_wire(request.messages), "seed": request.seed}
+        if self._logprobs:
+            body["logprobs"] = True
+        body |= sampling
         if request.schema and self._structured:
             named = {"name": "answer", "schema": request.schema, "strict": True}
             body["response_format"] = {"type": "json_schema", "json_schema": named}
         if request.tools:
             body["tools"] = request.tools
-        messages: Any = on_the_wire(request.messages)
-        try:
-            answer = self._client.chat.completions.create(model=self.model, messages=messages, extra_body=body)
-        except openai.APIConnectionError as error:
+        return json.dumps(body).encode()
+
+    def _refusal(self, answer: Answer) -> str:
+        """Why the server refuses this request. Raises EngineError where it would refuse every one."""
+        said = answer.body.decode("utf-8", "replace")[:400]
+        if answer.status in (401, 403):
+            raise EngineError(f"{self.base_url} refuses the key: {said}", f"Set {self._key_env} in the environment.")
+        if answer.status == 404 or answer.location:
+            where = f"; it points to {answer.location}" if answer.location else ""
             raise EngineError(
-                f"No answer from {self.base_url}: {error.__cause__ or error}",
-                "Start the server, or mend base_url in the recipe.",
-            ) from None
-        except (openai.AuthenticationError, openai.PermissionDeniedError) as error:
-            raise EngineError(f"{self.base_url} refuses the key: {error}", f"Set {self._key_env} in the environment.") from None
-        except openai.NotFoundError as error:
+                f"{self.base_url} does not know this model or address: {said}{where}", "Mend model or base_url in the recipe."
+            )
+        if answer.status == 429:  # of no prompt's making, and after all retries
             raise EngineError(
-                f"{self.base_url} does not know this model or address: {error}", "Mend model or base_url in the recipe."
-            ) from None
-        except openai.RateLimitError as error:  # of no prompt's making, and after all retries
-            raise EngineError(
-                f"{self.base_url} takes no more requests: {error}",
+                f"{self.base_url} takes no more requests: {said}",
                 "Lower concurrency, or run again later: what was answered is kept.",
-            ) from None
-        except openai.APIError as error:
-            return Completed(request.id, [], f"{type(error).__name__}: {error}"[:500])
-        n = int(sampling.get("n", 1))
-        usage = answer.usage
-        tokens = usage.completion_tokens if usage and n == 1 else None
-        cached = usage.prompt_tokens_details.cached_tokens if usage and usage.prompt_tokens_details else None
-        outputs = [_output(choice, tokens) for choice in answer.choices or []]
-        return Completed(request.id, outputs, None, usage.prompt_tokens if usage else None, cached)
+            )
+        return f"status {answer.status}: {said}"
 
 
 def on_the_wire(messages: list[Message]) -> list[Message]:
@@ -137,11 +158,12 @@ def _json(arguments: Any) -> str:
     return arguments if isinstance(arguments, str) else json.dumps(arguments, ensure_ascii=False)
 
 
-def _calls(message: Any) -> list[dict[str, Any]] | None:
+def _calls(message: Mapping[str, Any]) -> list[dict[str, Any]] | None:
     """The tool calls of an answer as a Message holds them; arguments that are not JSON stay the text that they are."""
+    calls = [call["function"] for call in message.get("tool_calls") or []]
     return [
-        {"type": "function", "function": {"name": _whole(call.function.name), "arguments": _arguments(call.function.arguments)}}
-        for call in message.tool_calls or []
+        {"type": "function", "function": {"name": _whole(call["name"]), "arguments": _arguments(call["arguments"])}}
+        for call in calls
     ] or None
 
 
@@ -157,14 +179,14 @@ def _whole(text: str) -> str:
     return text.encode("utf-8", "replace").decode()
 
 
-def _output(choice: Any, tokens: int | None) -> Output:
+def _output(choice: Mapping[str, Any], tokens: int | None) -> Output:
     """With log-probs the tokens are counted one by one; without, the server only tells their sum over all n answers."""
-    text = _whole(choice.message.content or "")
-    counted = choice.logprobs.content if choice.logprobs and choice.logprobs.content is not None else None
+    message = choice["message"]
+    counted = (choice.get("logprobs") or {}).get("content")
     return Output(
-        text,
-        choice.finish_reason,
+        _whole(message.get("content") or ""),
+        choice.get("finish_reason"),
         len(counted) if counted is not None else tokens,
-        sum(token.logprob for token in counted) if counted is not None else None,
-        tool_calls=_calls(choice.message),
+        sum(token["logprob"] for token in counted) if counted is not None else None,
+        tool_calls=_calls(message),
     )

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from dpo_data.argilla.commands import takes_commands
 from dpo_data.errors import DpoDataError, InputError
 
 if TYPE_CHECKING:
@@ -84,6 +85,8 @@ def parser() -> argparse.ArgumentParser:
     export.add_argument("--format", required=True, metavar="FORMAT", help=formats)
     export.add_argument("--out", required=True, metavar="PATH", help="the new folder to write")
     add("doctor", _doctor, "check this machine: packages, GPU, disk, server", recipe=False)
+    argilla = commands.add_parser("argilla", help="start and stop an Argilla on this machine, where people rank answers")
+    takes_commands(argilla)
     deploy = add("deploy", _deploy, "start Prefect's server, deploy the flows and start a worker", recipe=False)
     deploy.add_argument("arguments", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
     return top

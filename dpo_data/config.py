@@ -104,14 +104,24 @@ class Pair(Settings):
 
 class Audit(Settings):
     """How far the judge can be trusted. `labels`: what people say of a slice, a JSON line each: `prompt_id`, `annotator`, and
-    `scores` by completion id (higher is better, equal is a tie)."""
+    `scores` by completion id (higher is better, equal is a tie). `groups`: annotators by the name of their group, each in no
+    more than one; groups whose preferences differ are pointed out."""
 
     labels: str | None = None
+    groups: dict[str, list[str]] = {}
+
+    @model_validator(mode="after")
+    def _in_one_group(self) -> "Audit":
+        everyone = [annotator for members in self.groups.values() for annotator in members]
+        if twice := next((annotator for annotator in everyone if everyone.count(annotator) > 1), None):
+            raise RecipeError(f"audit.groups names the annotator {twice!r} twice", "Name each once, in one group.")
+        return self
 
 
 class Gates(Settings):
-    """What must hold before anything is published or trained on: shares (0–1) of the report's audit, the agreement with people
-    (Kendall's τ-b) or, where nobody labelled, of the judges of a panel with each other, and the number of pairs."""
+    """What must hold before anything is published or trained on: shares (0–1) of the report's audit, the agreement
+    (Kendall's τ-b), and the number of pairs. The agreement is with people on a cascade's calibration slice, else on the
+    labelled prompts; without people, that of a cascade's or panel's judges with each other."""
 
     max_tie_rate: float | None = Field(None, ge=0, le=1)
     max_flip_rate: float | None = Field(None, ge=0, le=1)

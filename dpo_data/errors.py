@@ -7,6 +7,7 @@ DpoDataError
 ├── StaleRun           the run directory was made by another recipe                            exit 3
 ├── NotReady           a stage was asked for before the one it stands on                       exit 3
 ├── EngineError        no such model, server refused, engine died                              exit 4
+├── ArgillaError       no Argilla, it refuses, or this machine's own does not start            exit 4
 ├── TrainError         training cannot start or has failed                                     exit 4
 ├── PublishError       no token, no rights, a repository or tag that is taken, the Hub is away exit 4
 ├── TooManyFailures    more rows of a stage failed than the recipe allows                      exit 5
@@ -53,6 +54,10 @@ class NotReady(DpoDataError):
 
 
 class EngineError(DpoDataError):
+    exit_code = 4
+
+
+class ArgillaError(DpoDataError):
     exit_code = 4
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from dpo_data.config import Price, Recipe
 from dpo_data.engines.echo import EchoEngine
+from dpo_data.judges.cascade import Cascade
 from dpo_data.judges.members import leaves
 from dpo_data.ledger import CHARACTERS_A_TOKEN, MILLION, model_of
 from dpo_data.rows import Completion, Message, Prompt, Sample, content_id
@@ -104,6 +105,43 @@ def speed(run: RunDir, stage: str, table: Mapping[str, Any]) -> tuple[float, str
                 when = (other.path / "manifest.json").stat().st_mtime
                 found.append((when, manifest["tokens_here"] / manifest["seconds"], folder.name))
     return max(found)[1:] if found else None
+
+
+@dataclass(frozen=True, slots=True)
+class People:
+    """What a judge of this type, through which people answer, will show them: so many prompts at most, `calibration` of which
+    are about so many of a random slice; and how many records these are, each of two answers or of all."""
+
+    type: str
+    prompts: int
+    calibration: int
+    records: int
+
+
+def people(judge: Any, answers: Mapping[int, int], calibration: int = 0) -> Iterator[People]:
+    """What is shown to people of so many prompts by their number of answers, at most, for each judge within this one that asks
+    any."""
+    if isinstance(judge, Cascade):
+        yield from people(judge.first, {n: of for n, of in answers.items() if not judge.goes_whole(n)})
+        slice = round(judge.calibration * sum(answers.values()))
+        yield from people(judge.then, _sent_on(judge, answers, slice), slice)
+    elif hasattr(judge, "records"):
+        yield People(judge.type, sum(answers.values()), calibration, sum(of * judge.records(n) for n, of in answers.items()))
+    else:
+        for member in getattr(judge, "members", dict)().values():
+            yield from people(member, answers)
+
+
+def _sent_on(judge: Cascade, answers: Mapping[int, int], slice: int) -> dict[int, int]:
+    """What goes on to a cascade's second judge at most: of a limited number, the prompts with the most answers."""
+    sent: dict[int, int] = {}
+    total = sum(answers.values())
+    left = min(total, judge.most(total) + slice)
+    for n, of in sorted(answers.items(), reverse=True):
+        shown = min(n, 2 * judge.ends) if judge.route == "extremes" else n
+        sent[shown] = sent.get(shown, 0) + min(of, left)
+        left -= min(of, left)
+    return sent
 
 
 class _Counting:

@@ -21,7 +21,7 @@ MISSING = {
     "max_tie_rate": "no two answers to one prompt were judged",
     "max_flip_rate": "this judge was not shown the same answers in two orders",
     "max_abstain_rate": "nothing is ranked",
-    "min_agreement": "there are neither labels that match ([audit] labels) nor two judges that ranked the same prompts",
+    "min_agreement": "there is no calibration slice, no label that matches ([audit] labels), nor two judges of one prompt",
     "min_pairs": "there are no pairs yet",
 }
 """Why a gate may have no figure. Such a gate is closed: what cannot be told is not taken for good."""
@@ -53,19 +53,28 @@ def require(gates: Iterable[Gate], where: str) -> None:
 
 
 def _values(audit: Audit | None, pairs: int | None) -> dict[str, float | None]:
-    """Each gate's figure. Of several judges in one, the flip rate is that of the worst, and the agreement that of the two who
-    agree least."""
+    """Each gate's figure. Of several judges in one, the flip rate is that of the worst."""
     if audit is None:
         return {**dict.fromkeys(MISSING), "min_pairs": pairs}
     flips = [order.flipped.value for order in audit.order if order.flipped]
-    between = [members.agreement.value for members in audit.members if members.agreement]
     return {
         "max_tie_rate": _value(audit.ties),
         "max_flip_rate": max(flips, default=None),
         "max_abstain_rate": audit.abstained,
-        "min_agreement": _value(audit.people.judge.tau) if audit.people else min(between, default=None),
+        "min_agreement": _agreement(audit),
         "min_pairs": pairs,
     }
+
+
+def _agreement(audit: Audit) -> float | None:
+    """With people: on a cascade's calibration slice, else on the labelled prompts. Without people: of a cascade's judges on the
+    slice, else of the two judges who agree least, over all prompts that both ranked."""
+    slice = audit.route.calibration if audit.route else None
+    if slice and audit.route and (audit.route.people or not audit.people):
+        return _value(slice.tau)
+    if audit.people:
+        return _value(audit.people.judge.tau)
+    return min((members.agreement.value for members in audit.members if members.agreement), default=None)
 
 
 def _value(figure: Figure | None) -> float | None:

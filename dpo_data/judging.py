@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from dpo_data.config import Recipe
 from dpo_data.ledger import Ledger
-from dpo_data.rows import Sample
+from dpo_data.rows import Sample, content_id
 from dpo_data.rundir import RunDir
 from dpo_data.seams import Judge
 from dpo_data.templates import without_thinking
@@ -15,10 +15,10 @@ from dpo_data.templates import without_thinking
 @contextmanager
 def judging(recipe: Recipe, run: RunDir, stage: str) -> Iterator[tuple[Judge, Ledger]]:
     """The judge, and the ledger through which its engines are asked, for a stage of a run."""
-    limits = recipe.rank
+    limits, basis = recipe.rank, content_id(run.stage(stage).recipe)
     with (
-        closing(Ledger(run.calls, stage, recipe.prices, limits.max_tokens_total, limits.max_cost)) as ledger,
-        closing(limits.judge.build(recipe.sample.engine, recipe.seed, ledger.engine)) as judge,
+        closing(Ledger(run.calls, stage, recipe.prices, limits.max_tokens_total, limits.max_cost, basis)) as ledger,
+        closing(limits.judge.build(recipe.sample.engine, recipe.seed, ledger)) as judge,
     ):
         yield judge, ledger
 

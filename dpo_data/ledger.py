@@ -1,15 +1,16 @@
 """What judges were asked and what they answered: kept so that nothing is paid for twice, counted, and limited.
 
 A call is known by the hash of its rendered messages, its model and its settings. So a run that was killed asks nobody again,
-and a fork takes along what was paid for. One SQLite file in the run directory, in which each answer is written as it comes.
+and a fork takes along what was paid for. One SQLite file in the run directory, in which each answer is written as it comes; and
+beside the answers, what was decided once for all prompts of a stage.
 """
 
 import json
 import sqlite3
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import closing
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from itertools import chain
 from pathlib import Path
@@ -24,11 +25,14 @@ MILLION = 1_000_000
 CHARACTERS_A_TOKEN = 4
 """What a token is taken for where an engine does not count them: about right for English, too many for Chinese."""
 
-_TABLE = """
+_OUTPUT = [field.name for field in fields(Output)]
+
+_TABLES = """
 CREATE TABLE IF NOT EXISTS calls (
     key TEXT PRIMARY KEY, stage TEXT, model TEXT NOT NULL, outputs TEXT NOT NULL,
     prompt_tokens INTEGER NOT NULL, cached_tokens INTEGER, completion_tokens INTEGER NOT NULL, cost REAL NOT NULL
-) WITHOUT ROWID
+) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS decisions (key TEXT PRIMARY KEY, decision TEXT NOT NULL) WITHOUT ROWID;
 """
 
 
@@ -60,9 +64,10 @@ class Spent:
 
 
 class Ledger:
-    """The calls of one run, as `stage` makes them. Its `engine` makes engines whose answers are kept.
+    """The calls of one run, as `stage` makes them. Its `engine` makes engines whose answers are kept, and so does itself.
 
     `max_tokens` and `max_cost` hold for the run's own calls, of all stages and attempts; what a fork took along is free.
+    `basis` is a hash of what decides the stage's rows: what was decided on another one is not found.
     """
 
     def __init__(
@@ -72,8 +77,9 @@ class Ledger:
         prices: Mapping[str, Prices] | None = None,
         max_tokens: int | None = None,
         max_cost: float | None = None,
+        basis: str = "",
     ):
-        self._path, self._stage, self._prices = path, stage, prices or {}
+        self._path, self._stage, self._prices, self._basis = path, stage, prices or {}, basis
         self._max_tokens, self._max_cost = max_tokens, max_cost
         self.tokens_here = 0
         """Tokens of the calls of this attempt alone."""
@@ -89,6 +95,18 @@ class Ledger:
             )
         return _Kept(settings, model, self)
 
+    def __call__(self, settings: Settings) -> Engine:
+        return self.engine(settings)
+
+    def once(self, key: str, decide: Callable[[], Any]) -> Any:
+        """What `decide` says, as JSON; or what it said before, in this stage and on the same basis."""
+        key = content_id([self._stage, self._basis, key])
+        found = self._calls.execute("SELECT decision FROM decisions WHERE key = ?", (key,)).fetchone()
+        decision = found[0] if found else json.dumps(decide())
+        if not found:
+            self._calls.execute("INSERT INTO decisions VALUES (?, ?)", (key, decision))
+        return json.loads(decision)
+
     @cached_property
     def _calls(self) -> sqlite3.Connection:
         """Opened by the first call, so that a judge that asks nobody leaves no file."""
@@ -96,7 +114,7 @@ class Ledger:
         calls = sqlite3.connect(self._path, isolation_level=None, timeout=60)
         calls.execute("PRAGMA journal_mode = WAL")  # an answer is safe from kill -9 as soon as it is written
         calls.execute("PRAGMA synchronous = NORMAL")
-        calls.execute(_TABLE)
+        calls.executescript(_TABLES)
         return calls
 
     @cached_property
@@ -130,7 +148,7 @@ class Ledger:
         prompt = _tokens(answer.n_prompt_tokens, said)
         completion = sum(_tokens(output.n_tokens, output.text) for output in answer.outputs)
         cost = self._cost(model, prompt, answer.n_cached_tokens or 0, completion)
-        outputs = json.dumps([asdict(output) for output in answer.outputs])
+        outputs = json.dumps([{name: getattr(output, name) for name in _OUTPUT} for output in answer.outputs])
         so_far = self._spent
         self.tokens_here += prompt + completion
         row = (key, self._stage, model, outputs, prompt, answer.n_cached_tokens, completion, cost)
@@ -142,6 +160,11 @@ class Ledger:
             completion_tokens=so_far.completion_tokens + completion,
             cost=so_far.cost + cost,
         )
+
+    def forget(self, key: str) -> None:
+        """Take out an answer, as if it had never come."""
+        self._calls.execute("DELETE FROM calls WHERE key = ?", (key,))
+        self.__dict__.pop("_spent", None)
 
     def over(self, on_the_way: int) -> str | None:
         """Why no further call may be made now: which limit it would break. Calls on the way count as the mean of those so far,
@@ -164,13 +187,14 @@ class Ledger:
 
 
 def inherit(old: Path, new: Path) -> None:
-    """Take along what another run has paid for. It is not the new run's own spending."""
+    """Take along what another run has paid for. It is not the new run's own spending, and what was decided stays behind."""
     if not old.exists():
         return
     new.parent.mkdir(parents=True, exist_ok=True)
     with closing(sqlite3.connect(old)) as theirs, closing(sqlite3.connect(new)) as ours:
         theirs.backup(ours)
         ours.execute("UPDATE calls SET stage = NULL")
+        ours.execute("DROP TABLE IF EXISTS decisions")
         ours.commit()
 
 
@@ -233,6 +257,10 @@ class _Kept:
             elif not known:  # what comes next hangs on an answer that was given already
                 return
             yield from _drained(known)
+
+    def forget(self, request: Request, sampling: Sampling) -> None:
+        """Take out the answer to a request, which was a mistake: it may be asked again."""
+        self._ledger.forget(self._key(request, sampling))
 
     def close(self) -> None:
         if self._engine:

@@ -10,6 +10,8 @@ from dpo_data.audit.people import read_labels
 from dpo_data.config import Gates, Recipe, dump
 from dpo_data.errors import DpoDataError
 from dpo_data.hub import require_token
+from dpo_data.judges.argilla import Argilla
+from dpo_data.judges.members import leaves
 from dpo_data.report import report
 from dpo_data.rundir import RunDir
 from dpo_data.seams import Progress
@@ -48,9 +50,14 @@ def run(recipe: Recipe, run: RunDir, progress: Progress = lambda stage, done, to
 
 
 def ready(recipe: Recipe, run: RunDir) -> None:
-    """Raises PublishError where a run would come to publish after hours, and nobody is logged in."""
+    """Raises what would stop a run after hours: PublishError where it would publish, and nobody is logged in; ArgillaError
+    where people are to judge, and no Argilla can be asked."""
     if recipe.publish and not run.stage("publish").manifest:
         require_token()
+    if not all(run.stage(name).manifest for name in ("rank", "evaluate") if name in stages_of(recipe)):
+        for _, judge in leaves(recipe.rank.judge, "rank.judge"):
+            if isinstance(judge, Argilla):
+                judge.ready()
 
 
 def run_stage(name: str, recipe: Recipe, run: RunDir, progress: Progress) -> dict[str, Any]:

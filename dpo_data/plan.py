@@ -8,7 +8,7 @@ from dpo_data import estimate
 from dpo_data.admission import Admission, admit
 from dpo_data.config import Recipe
 from dpo_data.engines.given import Given
-from dpo_data.estimate import Tokens, Use
+from dpo_data.estimate import People, Tokens, Use
 from dpo_data.formats.prompts import read_given
 from dpo_data.pipeline import stages_of
 from dpo_data.report import duration
@@ -35,7 +35,7 @@ def plan(recipe: Recipe, run: RunDir) -> str:
             line
             for stage in ("sample", "rank", "evaluate")
             if stage in todo
-            for line in _told(recipe, run, stage, counts["use"])
+            for line in (*_told(recipe, run, stage, counts["use"]), *_people(stage, counts["people"]))
         ),
         f"  shards       {counts['shards']:>12,} of {recipe.sample.shard_size} prompts",
         f"  finished     {', '.join(done) or 'nothing yet'}",
@@ -46,7 +46,7 @@ def plan(recipe: Recipe, run: RunDir) -> str:
 
 def count(recipe: Recipe, run: RunDir) -> dict[str, Any]:
     """The numbers behind `plan`: what becomes of the prompts, as in the sample stage's manifest; how many completions, judge
-    calls at most, and shards; and `use`, by stage and model, what is read and written."""
+    calls at most, and shards; by stage, in `use` what each model reads and writes, and in `people` what these are shown."""
     admitted = admit(recipe)
     prompts = admitted.counts["prompts"]
     answers = admitted.answers or {recipe.sample.n: prompts}
@@ -63,6 +63,10 @@ def count(recipe: Recipe, run: RunDir) -> dict[str, Any]:
             "sample": estimate.sampling(recipe, few, prompts),
             "rank": estimate.judging(recipe, _answered(recipe, run, admitted, few), prompts),
             "evaluate": estimate.judging(recipe, both, admitted.counts["held_out"]),
+        },
+        "people": {
+            "rank": list(estimate.people(recipe.rank.judge, answers)),
+            "evaluate": list(estimate.people(recipe.rank.judge, {asked: admitted.counts["held_out"]})),
         },
     }
 
@@ -89,6 +93,13 @@ def _given(prompt: Prompt, answers: list[Any]) -> list[Completion]:
         Completion(content_id([prompt.prompt_id, at]), at, one.text, one.finish_reason, one.n_tokens, None, one.model)
         for at, one in enumerate(answers)
     ]
+
+
+def _people(stage: str, people: dict[str, list[People]]) -> Iterator[str]:
+    """A line a judge through which people answer: they are what there is least of."""
+    for one in people.get(stage, []):
+        slice = f", about {one.calibration:,} of them for calibration" if one.calibration else ""
+        yield f"  {stage:<8} {one.prompts:>16,} prompts to people at most{slice}: {one.records:,} records ({one.type})"
 
 
 def _told(recipe: Recipe, run: RunDir, stage: str, uses: dict[str, Use]) -> Iterator[str]:

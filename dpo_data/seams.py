@@ -113,6 +113,15 @@ Engines = Callable[[Settings], Engine]
 """Makes an engine of an engine's table. What a judge is built with makes engines whose answers are kept and counted."""
 
 
+def once(engines: Engines, key: str, decide: Callable[[], Any]) -> Any:
+    """What `decide` says, a JSON value: the same again in a run that goes on, where what makes the engines keeps decisions.
+
+    For a choice over all prompts, of which a run that goes on sees those alone that are not finished.
+    """
+    keep: Callable[[str, Callable[[], Any]], Any] | None = getattr(engines, "once", None)
+    return keep(key, decide) if keep else decide()
+
+
 def answer(engine: Engine, prompts: Iterable[Prompt], sampling: Sampling, seed: int, first: int = 0) -> Iterator[Sample]:
     """Prompts through an engine, one stream in and one out. Each request is seeded by the run's seed and the prompt's id.
 

@@ -65,21 +65,35 @@ def _serve(url: str) -> int:
         _deploy(url)
         with _process([*PREFECT, "worker", "start", "--pool", POOL, "--type", "process"]) as worker:
             print(f"Prefect: {url.removesuffix('/api')}", "Run now: prefect deployment run sample-and-train/nightly", sep="\n")
+            print("  or, to have people rank: prefect deployment run curate/push")
             print(f"  (in another terminal: export PREFECT_API_URL={url})", "Ctrl-C ends it.", sep="\n", flush=True)
             code = worker.wait()
     raise DpoDataError(f"The worker ended with exit code {code}", "Its reason stands above.")
 
 
 def _deploy(url: str) -> None:
-    """All deployments of prefect.yaml. Prefect skips a file that it does not understand and calls it success, so look."""
+    """All deployments of prefect.yaml. Prefect skips what it does not understand and calls it success, so look: at each, and at
+    the automation of each of its triggers."""
     table = deployments()
     with tempfile.NamedTemporaryFile("w", suffix=".yaml") as file:
         yaml.safe_dump(table, file)
         file.flush()
         said = _prefect("deploy", "--all", "--prefect-file", file.name)
     for one in table["deployments"]:
-        if not _get(url, f"/deployments/name/sample-and-train/{one['name']}"):
-            raise DpoDataError(f"The deployment {one['name']!r} is not on the server: {said}", "Mend prefect.yaml.")
+        name = full_name(one)
+        found = _get(url, f"/deployments/name/{name}")
+        if not found:
+            raise DpoDataError(f"The deployment {name} is not on the server: {said}", "Mend prefect.yaml.")
+        automations = _get(url, f"/automations/related-to/prefect.deployment.{found['id']}") or []
+        for trigger in one.get("triggers", []):
+            if trigger["name"] not in [automation["name"] for automation in automations]:
+                raise DpoDataError(f"The trigger {trigger['name']!r} of {name} is not on the server", "Mend prefect.yaml.")
+
+
+def full_name(deployment: dict[str, Any]) -> str:
+    """A deployment's name after its flow's, as Prefect's commands want it. A flow is named as its file."""
+    file = Path(deployment["entrypoint"].partition(":")[0])
+    return f"{file.stem.replace('_', '-')}/{deployment['name']}"
 
 
 @contextmanager
@@ -162,12 +176,15 @@ def _prefect(*arguments: str) -> str:
     return said
 
 
-def _get(url: str, path: str) -> bool:
-    """Whether the server answers this with success."""
+def _get(url: str, path: str) -> Any:
+    """What the server answers, as JSON; None where it does not answer, or refuses. One that is busy is asked again."""
+    until = time.monotonic() + TIMEOUT
     try:
-        return httpx.get(url + path, timeout=TIMEOUT).is_success
+        while (answer := httpx.get(url + path, timeout=TIMEOUT)).status_code == 503 and time.monotonic() < until:
+            time.sleep(0.5)
     except httpx.TransportError:
-        return False
+        return None
+    return answer.json() if answer.is_success else None
 
 
 def _last_line(text: str) -> str:

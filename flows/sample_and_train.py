@@ -79,7 +79,7 @@ def sample_and_train(recipe: Recipe | str, run: str = "runs/{name}") -> str:
         run: The run directory. {name} is the recipe's name, {date} this flow run's scheduled time in UTC.
     """
     made = load(recipe) if isinstance(recipe, str) else recipe
-    folder = RunDir(_resolve(run, made))
+    folder = RunDir(resolve(run, made))
     pipeline.ready(made, folder)
     for name in pipeline.stages_of(made):
         stage.with_options(name=name, retry_delay_seconds=RETRY_DELAY)(name, made, folder)
@@ -107,7 +107,7 @@ def stage(name: str, recipe: Recipe, run: RunDir) -> None:
         pipeline.run_stage(name, recipe, run, _Artifacts(TERMINAL.get()))
 
 
-def _resolve(run: str, recipe: Recipe) -> str:
+def resolve(run: str, recipe: Recipe) -> str:
     """The scheduled time does not change when a flow run is retried, so the retry finds its directory again."""
     scheduled = runtime.flow_run.scheduled_start_time
     return run.replace("{name}", recipe.name).replace("{date}", f"{scheduled:%Y-%m-%dT%H%M}")

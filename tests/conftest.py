@@ -14,6 +14,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["DO_NOT_TRACK"] = "1"
 os.environ["PREFECT_SERVER_ANALYTICS_ENABLED"] = "false"
 
+from argilla_server import LocalArgilla, serving
 from hub import HubServer
 
 from dpo_data.config import Recipe, parse
@@ -51,6 +52,13 @@ def hub(hub_server: HubServer) -> Iterator[HubServer]:
     hub_server.hub.log.clear()
     yield hub_server
     hub_server.hub.faults.clear()
+
+
+@pytest.fixture(scope="session")
+def argilla(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalArgilla]:
+    """A real Argilla server with its web UI, which all tests share: let each make datasets of its own."""
+    with serving(tmp_path_factory.mktemp("argilla")) as server:
+        yield server
 
 
 @pytest.fixture

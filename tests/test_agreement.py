@@ -8,10 +8,21 @@ import numpy as np
 import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
-from scipy.stats import kendalltau
+from scipy.stats import friedmanchisquare, kendalltau, rankdata
 from sklearn.metrics import cohen_kappa_score
 
-from dpo_data.audit.agreement import VERDICTS, Metric, alpha, coincidences, kappa, mirrored, orders, table, tau_b
+from dpo_data.audit.agreement import (
+    VERDICTS,
+    Metric,
+    alpha,
+    coincidences,
+    kappa,
+    kendall_w,
+    mirrored,
+    orders,
+    table,
+    tau_b,
+)
 from dpo_data.audit.bootstrap import Clusters, interval
 from dpo_data.audit.figures import Tally, ratio
 
@@ -99,9 +110,10 @@ def test_kappa_knows_neither_side_nor_names(both: tuple[np.ndarray, np.ndarray],
 # Krippendorff's α
 
 
-@pytest.mark.parametrize("metric", ["nominal", "ordinal", "interval"])
+@pytest.mark.parametrize("metric", ["nominal", "ordinal", "interval", "ratio"])
 @given(given_ratings=ratings(some))
 def test_alpha_is_krippendorff_s(metric: Metric, given_ratings: np.ndarray) -> None:
+    given_ratings = np.abs(given_ratings) if metric == "ratio" else given_ratings
     values = np.unique(given_ratings[~np.isnan(given_ratings)])
     together = coincidences(given_ratings, values)
     assume((together.sum(axis=0) > 0).sum() > 1)
@@ -123,8 +135,8 @@ def test_alpha_by_hand() -> None:
         ]
     )
     values = np.arange(1.0, 6)
-    found = [alpha(coincidences(four, values), values, metric) for metric in ("nominal", "ordinal", "interval")]
-    assert found == pytest.approx([0.743, 0.815, 0.849], abs=1e-3)
+    found = [alpha(coincidences(four, values), values, metric) for metric in ("nominal", "ordinal", "interval", "ratio")]
+    assert found == pytest.approx([0.743, 0.815, 0.849, 0.797], abs=5e-4)
 
 
 @given(ratings(some), st.permutations(range(5)), st.randoms(use_true_random=False))
@@ -163,6 +175,72 @@ def test_which_answer_comes_first_means_nothing(both: tuple[np.ndarray, np.ndarr
     together = straight + straight.T
     assert same(alpha(together, VERDICTS, "ordinal"), alpha(anew + anew.T, VERDICTS, "ordinal"))
     assert same(alpha(together, VERDICTS, "ordinal"), alpha(together, VERDICTS, "interval"))
+
+
+@given(st.lists(ratings(some), min_size=1, max_size=3))
+def test_many_prompts_at_once_are_each_by_itself(prompts: list[np.ndarray]) -> None:
+    """Padding with raters and units that are not there changes nothing."""
+    values = np.arange(-2.0, 3.0)
+    padded = np.full((len(prompts), 4, 8), NAN)
+    for row, one in enumerate(prompts):
+        padded[row, : one.shape[0], : one.shape[1]] = one
+    found = coincidences(padded, values), table(padded[:, 0], padded[:, 1], values)
+    for row, one in enumerate(prompts):
+        assert same(found[0][row], coincidences(one, values)) and same(found[1][row], table(one[0], one[1], values))
+
+
+def test_kappa_of_its_paper() -> None:
+    """Cohen (1960), table 1: 200 cases, three categories, 140 alike, and 82 by chance."""
+    both = np.array([[88.0, 14, 18], [10, 40, 10], [2, 6, 12]])
+    assert kappa(both) == pytest.approx(0.49, abs=5e-3) and kappa(both) == pytest.approx((140 - 82) / (200 - 82))
+
+
+# Kendall's W
+
+
+def by_the_book(ranks: np.ndarray) -> float:
+    """12S / (m²(n³ − n) − mΣT), in plain Python."""
+    m, n = ranks.shape
+    sums = [sum(row[i] for row in ranks) for i in range(n)]
+    s = sum((one - sum(sums) / n) ** 2 for one in sums)
+    t = sum(c**3 - c for row in ranks.tolist() for c in (row.count(value) for value in set(row)))
+    whole = m * m * (n**3 - n) - m * t
+    return float(12 * s / whole) if whole else NAN
+
+
+def test_w_of_a_textbook() -> None:
+    """Siegel (1956), page 234: ten objects by three variables, with ties: W = .828 (also the example of NAG's g08da)."""
+    ranks = np.array(
+        [
+            [1, 4.5, 2, 4.5, 3, 7.5, 6, 9, 7.5, 10],
+            [2.5, 1, 2.5, 4.5, 4.5, 8, 9, 6.5, 10, 6.5],
+            [2, 1, 4.5, 4.5, 4.5, 4.5, 8, 8, 8, 10],
+        ]
+    )
+    assert kendall_w(ranks) == pytest.approx(0.828, abs=5e-4)
+
+
+@given(ratings(few))
+def test_w_is_that_of_the_book_and_of_scipy(given_ratings: np.ndarray) -> None:
+    ranks = np.array([rankdata(row) for row in given_ratings])
+    m, n = ranks.shape
+    found = kendall_w(ranks)
+    assert same(found, by_the_book(ranks))
+    assume(n > 2 and not np.isnan(found))
+    assert same(found, friedmanchisquare(*ranks.T).statistic / (m * (n - 1)))
+    assert -1e-9 <= found <= 1 + 1e-9
+    padded = np.full((m + 1, n + 2), NAN)
+    padded[:m, :n] = ranks
+    assert same(kendall_w(padded), found) and same(kendall_w(-ranks), found) and same(kendall_w(ranks[::-1, ::-1]), found)
+
+
+def test_w_at_its_ends() -> None:
+    one = np.array([1.0, 2, 3])
+    assert same(kendall_w(np.array([one, one, one])), 1) and same(kendall_w(np.array([one, one[::-1]])), 0)
+    assert np.isnan(kendall_w(np.array([one]))) and np.isnan(kendall_w(np.full((2, 3), 2.0)))
+    dice = np.random.default_rng(0)
+    by_chance = kendall_w(dice.permuted(np.broadcast_to(np.arange(5.0), (20_000, 4, 5)), axis=-1))
+    assert by_chance.mean() == pytest.approx(1 / 4, abs=0.005)
 
 
 # The bootstrap

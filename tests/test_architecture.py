@@ -32,9 +32,11 @@ SEES: dict[str, set[str]] = {
     "files": {"rows", "tables", "errors"},
     "formats": {"rows", "seams", "errors", "share", "files", "provenance", "dedup"},
     "templates": {"rows", "errors", "share"},
-    "chat": {"rows", "seams", "errors"},
+    "wire": set(),
+    "chat": {"rows", "seams", "errors", "wire"},
     "engines": {"rows", "seams", "errors", "chat", "child", "models", "provenance", "formats"},
     "judges": {
+        "argilla",
         "functions",
         "rows",
         "seams",
@@ -49,6 +51,7 @@ SEES: dict[str, set[str]] = {
         "spool",
         "stream",
     },
+    "argilla": {"rows", "seams", "errors", "provenance", "templates"},
     "ledger": {"rows", "seams", "errors", "models"},
     "explain": set(),
     "judging": {"rows", "seams", "config", "ledger", "rundir", "templates"},
@@ -127,6 +130,15 @@ def test_only_flows_know_prefect(module: str) -> None:
 @pytest.mark.parametrize("module", [module for module in OURS if word(module) in SEES])
 def test_each_module_sees_only_what_is_below_it(module: str) -> None:
     assert ours(module) - {word(module)} <= SEES[word(module)]
+
+
+@pytest.mark.parametrize("module", OURS)
+def test_argillas_server_stands_alone(module: str) -> None:
+    """What runs in its environment sees nothing of ours, and nobody else sees what is only there."""
+    if module.startswith("dpo_data.argilla.server."):
+        assert not ours(module)
+    else:
+        assert not {"argilla_server", "server"} & {name.split(".")[0] for name in imported(ast.walk(tree(module)))}
 
 
 @pytest.mark.parametrize("module", [module for module in OURS if word(module) in STAGES])

@@ -44,6 +44,8 @@ class Runs:
         transcripts: Iterable[Any] = (),
         abstained: dict[int, str] | None = None,
         labels: list[Any] | None = None,
+        groups: dict[str, list[str]] | None = None,
+        sources: list[str] | None = None,
         shard: int = 3,
         **facts: Any,
     ) -> Audit:
@@ -58,7 +60,8 @@ class Runs:
                 Completion(id, i, text, "stop", 1, None, model)
                 for i, (id, (_, text, model)) in enumerate(zip(ids, of_prompt, strict=True))
             ]
-            samples.append(Sample(f"p{at}", [{"role": "user", "content": "?"}], "s", completions, None))
+            source = sources[at] if sources else "s"
+            samples.append(Sample(f"p{at}", [{"role": "user", "content": "?"}], source, completions, None))
             scores, transcript = [score for score, *_ in of_prompt], json.dumps(told[at] if told else [])
             order = range(len(ids))[::-1]  # a judge may rank in an order of its own
             rankings.append(
@@ -71,12 +74,12 @@ class Runs:
             for index, start in enumerate(range(0, len(rows), shard)):
                 stage.write(f"{index:05d}.parquet", rows[start : start + shard], kind)
             stage.finish(judge=judge, **facts)
-        tables: dict[str, Any] = {}
+        table: dict[str, Any] = {"groups": groups or {}}
         if labels is not None:
             path = run.path / "labels.jsonl"
             path.write_text("".join(json.dumps(label) + "\n" for label in labels))
-            tables = {"audit": {"labels": str(path)}}
-        found = audit(self._recipe(**tables), run)
+            table["labels"] = str(path)
+        found = audit(self._recipe(audit=table), run)
         assert found
         return found
 

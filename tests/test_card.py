@@ -1,8 +1,11 @@
 """The card tells the run's own numbers, and no text that it shows can pass for Markdown, front matter or a secret's place."""
 
 import json
+import random
 import re
+import tomllib
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +17,12 @@ from markdown_it import MarkdownIt
 
 from dpo_data import pipeline
 from dpo_data.audit import audit
-from dpo_data.card import card, code, fenced, size_category, withheld
+from dpo_data.card import card, code, fenced, nameless, size_category, withheld
 from dpo_data.config import Recipe, dump
 from dpo_data.dataset import gather
+from dpo_data.judges.people import Said, entry
 from dpo_data.report import facts
-from dpo_data.rows import PreferencePair
+from dpo_data.rows import PreferencePair, Ranking
 from dpo_data.rundir import RunDir
 
 NASTY = "```\n---\nconfigs: []\n---\n# A heading | of `mine`\n~~~\n<script>x</script> {{ front }}"
@@ -174,3 +178,56 @@ def test_the_home_folder_is_not_named() -> None:
 )
 def test_size_categories(rows: int, name: str) -> None:
     assert size_category(rows) == name
+
+
+def test_it_says_how_annotators_agree_and_names_none(carded: Carded, tmp_path: Path) -> None:
+    _, run, made = carded(
+        rank={"judge": {"type": "cascade", "first": {"type": "rule", "rule": "concise"}, "then": {"type": "pairwise"}}},
+        audit={"groups": {"north*": ["annabel"], "south": ["benedict", "cleopatra"]}},
+    )
+    stage = run.stage("rank")
+    ranked = stage.require()
+    for path in stage.shards():
+        rows = []
+        for row in stage.rows(Ranking, path.name):
+            dice = random.Random(row.prompt_id)
+            scores = dict(zip(row.completion_ids, dice.sample(range(4), 4), strict=True))
+            said = [
+                entry(Said(who, "submitted", row.completion_ids, {id: side * score for id, score in scores.items()}))
+                for who, side in (("annabel", -1.0), ("benedict", 1.0), ("cleopatra", 1.0))
+            ]
+            rows.append(replace(row, transcript=json.dumps(said)))
+        stage.write(path.name, rows, Ranking)
+    stage.finish(**{name: ranked[name] for name in ("prompts", "abstained", "judge", "calls")})
+    text = card(made, run, gather(run, tmp_path / "again", judgments=False), "v1")
+    known = sections(text)["What to know before training"]
+    found = audit(made, run)
+    assert found and found.annotation and found.annotation.agreement and found.annotation.agreement.alpha
+    alpha = f"{found.annotation.agreement.alpha.value:.4g}".replace("-", "−")
+    assert (
+        f"**People**: 3 ranked; {found.prompts} prompts have the answers of several. Krippendorff's α" in known
+        and alpha in known
+    )
+    assert "**Mind**: The annotators agree little: Krippendorff's α" in known
+    assert 'groups."north*"' in text or '"north*" = [' in text
+    assert not re.search("annabel|benedict|cleopatra", text)
+
+
+def test_names_of_annotators_are_withheld_wherever_they_stand() -> None:
+    shown = nameless(
+        'name = "x"\n[rank.judge]\ntype = "panel"\n[[rank.judge.judges]]\ntype = "terminal"\nannotator = "anna"\n'
+        '[[rank.judge.judges]]\ntype = "argilla"\ndataset = "d"\nannotators = ["ben", "cleo"]\n[audit.groups]\nall = ["anna"]\n'
+    )
+    assert tomllib.loads(shown) == {
+        "name": "x",
+        "rank": {
+            "judge": {
+                "type": "panel",
+                "judges": [
+                    {"type": "terminal", "annotator": "(withheld)"},
+                    {"type": "argilla", "dataset": "d", "annotators": ["(withheld)", "(withheld)"]},
+                ],
+            }
+        },
+        "audit": {"groups": {"all": ["(withheld)"]}},
+    }

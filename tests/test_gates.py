@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from dpo_data import pipeline, publish
 from dpo_data.audit import audit
-from dpo_data.audit.schema import Audit, Figure, Members, Order, People
+from dpo_data.audit.schema import Agreement, Audit, Figure, Members, Order, People, Route
 from dpo_data.config import Gates, Recipe
 from dpo_data.errors import GateClosed, NotReady, PublishError
 from dpo_data.gates import MISSING, Gate, gates, require
@@ -42,14 +42,18 @@ def people(tau: float | None) -> People:
     return People.model_validate({"labels": "x", **counts, "judge": agreement, "people": None})
 
 
+def route(calibration: float | None, unsure: float | None, people: bool) -> Route:
+    told = [value and Agreement(tau=figure(value), kappa=None, alpha=None) for value in (calibration, unsure)]
+    return Route(judges=("a", "b"), people=people, calibration=told[0], unsure=told[1])
+
+
 def audited(**known: Any) -> Audit:
     """An audit in which all but the known is null."""
     nothing: dict[str, Any] = dict.fromkeys(
-        ("ties", "longer_wins", "length", "own_family", "saturation", "people", "calls"), None
+        ("ties", "longer_wins", "length", "own_family", "saturation", "people", "annotation", "route", "calls"), None
     )
-    return Audit(
-        **{"judge": "j", "prompts": 5, "abstained": 0.1, "abstentions": {}, "order": [], "members": [], **nothing, **known}
-    )
+    empty: dict[str, Any] = {"abstentions": {}, "order": [], "members": [], "warnings": []}
+    return Audit(**{"judge": "j", "prompts": 5, "abstained": 0.1, **empty, **nothing, **known})
 
 
 def values(found: Audit | None, pairs: int | None = None) -> dict[str, float | None]:
@@ -74,6 +78,22 @@ def test_agreement_is_with_people_where_they_labelled() -> None:
     between = [members(0.7)]
     assert values(audited(members=between, people=people(0.5)))["min_agreement"] == 0.5
     assert values(audited(members=between, people=people(None)))["min_agreement"] is None  # people say nothing of this run
+
+
+@pytest.mark.parametrize(
+    ("of_route", "labels", "agreement"),
+    [
+        (route(0.3, 0.9, people=True), None, 0.3),  # the slice, and not what the judge was unsure of
+        (route(0.3, 0.9, people=True), 0.5, 0.3),  # people on the run itself before people on a file
+        (route(0.3, 0.9, people=False), 0.5, 0.5),  # people before another judge
+        (route(0.3, 0.9, people=False), None, 0.3),
+        (route(None, 0.9, people=True), 0.5, 0.5),
+        (route(None, 0.9, people=True), None, 0.7),  # no slice
+    ],
+)
+def test_agreement_is_that_of_the_slice_where_there_is_one(of_route: Route, labels: float | None, agreement: float) -> None:
+    labelled = None if labels is None else people(labels)
+    assert values(audited(members=[members(0.7)], people=labelled, route=of_route))["min_agreement"] == agreement
 
 
 @pytest.mark.parametrize("name", MISSING)

@@ -21,7 +21,7 @@ from dpo_data.config import Recipe, dump
 from dpo_data.engines.echo import Echo
 from dpo_data.engines.server import Server
 from dpo_data.errors import OverBudget, RecipeError
-from dpo_data.ledger import Ledger, Spent
+from dpo_data.ledger import Ledger, Spent, inherit
 from dpo_data.rows import Ranking
 from dpo_data.rundir import RunDir
 from dpo_data.seams import Completed, Output, Request, Sampling, Settings
@@ -249,6 +249,45 @@ def test_a_limit_without_a_price_is_refused_before_anything_is_paid(tmp_path: Pa
             Server(base_url="http://127.0.0.1:9/v1", model="counter")
         )
     Ledger(tmp_path / "calls", "rank", max_cost=30).engine(Counting())  # at hand, so free
+
+
+def test_what_was_decided_once_holds_on_the_same_basis(tmp_path: Path) -> None:
+    """For the stage that decided it, and after a kill as well: another process finds it as soon as `once` has returned."""
+    ledger = Ledger(tmp_path / "calls", "rank", basis="x")
+    assert ledger.once("choice", lambda: ["a", 1]) == ["a", 1] == ledger.once("choice", lambda: "anew")
+    others = [
+        Ledger(tmp_path / "calls", stage, basis=basis) for stage, basis in (("rank", "x"), ("rank", "y"), ("evaluate", "x"))
+    ]
+    assert [other.once("choice", lambda: "anew") for other in others] == [["a", 1], "anew", "anew"]
+    assert ledger.once("another", lambda: None) is None and ledger.once("another", lambda: 1) is None
+    assert ledger.spent() == Spent(), "a decision is no call"
+
+
+def test_a_decision_stays_with_its_run(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path / "old", "rank")
+    answers(ledger, ask("a"))
+    ledger.once("choice", lambda: "old")
+    inherit(tmp_path / "old", tmp_path / "new")
+    fork = Ledger(tmp_path / "new", "rank")
+    assert fork.once("choice", lambda: "new") == "new"
+    assert answers(fork, ask("a")) == {"a": "re: a"} and ASKED == ["a"]
+
+
+def test_a_decision_that_fails_is_none(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path / "calls", "rank")
+    with pytest.raises(ZeroDivisionError):
+        ledger.once("choice", lambda: 1 / 0)
+    assert ledger.once("choice", lambda: 2) == 2
+
+
+def test_what_was_forgotten_is_asked_again_and_counted_once(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path / "calls", "rank")
+    answers(ledger, ask("a"), ask("b"))
+    engine: Any = ledger.engine(Counting())
+    engine.forget(ask("a"), GREEDY)
+    assert ledger.spent().calls == 1
+    answers(ledger, ask("a"), ask("b"))
+    assert ASKED == ["a", "b", "a"] and ledger.spent().calls == 2
 
 
 def test_a_judge_that_asks_nobody_leaves_no_file(tmp_path: Path) -> None:

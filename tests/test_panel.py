@@ -27,10 +27,11 @@ from dpo_data import evaluate, pipeline
 from dpo_data.config import Recipe, dump, parse
 from dpo_data.engines.echo import Echo
 from dpo_data.errors import OutOfDisk, RecipeError, StaleRun, TooManyFailures
+from dpo_data.judges.borda import borda
 from dpo_data.judges.given import Given
 from dpo_data.judges.members import Judged, turn
 from dpo_data.judges.pairwise import Pairwise
-from dpo_data.judges.panel import Panel, borda, together, z_scores
+from dpo_data.judges.panel import Panel, together, z_scores
 from dpo_data.judges.rule import Rule
 from dpo_data.ledger import Ledger
 from dpo_data.rows import Completion, Ranking, Sample

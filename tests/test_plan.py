@@ -11,7 +11,10 @@ from chat_server import Reply, said, serving
 
 from dpo_data import pipeline
 from dpo_data.config import Recipe
-from dpo_data.estimate import imagined, judging
+from dpo_data.estimate import imagined, judging, people
+from dpo_data.judges.cascade import Cascade
+from dpo_data.judges.rule import Rule
+from dpo_data.judges.terminal import Terminal
 from dpo_data.plan import count, plan
 from dpo_data.rows import Prompt
 from dpo_data.rundir import RunDir
@@ -112,3 +115,50 @@ def test_evaluation_is_counted_where_there_is_training(asking: Any, tmp_path: Pa
     made = Recipe.model_validate(table)
     counts = count(made, RunDir(tmp_path / "one"))
     assert counts["use"]["evaluate"]["wise"].calls == counts["held_out"] * 12, "two answers of each model, all with all"
+
+
+PEOPLE = {"type": "argilla", "dataset": "d"}
+RULE = {"type": "rule", "rule": "concise"}
+
+
+@pytest.mark.parametrize(
+    ("judge", "told"),
+    [
+        (PEOPLE, "30 prompts to people at most: 30 records (argilla)"),
+        ({**PEOPLE, "question": "pairwise"}, "30 prompts to people at most: 180 records (argilla)"),
+        ({"type": "terminal"}, "30 prompts to people at most: 180 records (terminal)"),
+        ({"type": "cascade", "first": RULE, "then": PEOPLE}, "30 prompts to people at most: 30 records (argilla)"),
+        ({"type": "cascade", "first": RULE, "then": PEOPLE, "budget": 7}, "7 prompts to people at most: 7 records (argilla)"),
+        (
+            {"type": "cascade", "first": RULE, "then": PEOPLE, "share": 0.1, "calibration": 0.2},
+            "9 prompts to people at most, about 6 of them for calibration: 9 records (argilla)",
+        ),
+        (
+            {"type": "cascade", "first": RULE, "then": {"type": "terminal"}, "route": "extremes", "ends": 1},
+            "30 prompts to people at most: 30 records (terminal)",
+        ),
+        ({"type": "panel", "judges": [RULE, {"type": "terminal"}]}, "30 prompts to people at most: 180 records (terminal)"),
+    ],
+)
+def test_what_people_are_shown_is_counted(recipe: Callable[..., Recipe], tmp_path: Path, judge: Any, told: str) -> None:
+    """Of 30 prompts with four answers each, six twos of which a person would compare. Nobody is asked."""
+    found = plan(recipe(30, rank={"judge": judge}), RunDir(tmp_path / "one"))
+    assert re.search(rf"^  rank +{re.escape(told)}$", found, re.MULTILINE), found
+
+
+def test_of_few_prompts_those_with_the_most_answers_are_counted() -> None:
+    judge = Cascade(first=Rule(rule="concise"), then=Terminal(), budget=5)
+    assert [one.records for one in people(judge, {2: 10, 4: 3})] == [3 * 6 + 2 * 1]
+
+
+def test_a_judge_that_asks_no_people_has_no_line(asking: Any, tmp_path: Path) -> None:
+    assert "people" not in plan(asking(), RunDir(tmp_path / "one"))
+
+
+def test_what_evaluation_shows_to_people_is_counted(recipe: Callable[..., Recipe], tmp_path: Path) -> None:
+    table = recipe(40, rank={"judge": PEOPLE}).model_dump(mode="json", exclude_none=True)
+    table["prompts"]["holdout"] = 0.3
+    table["train"], table["evaluate"] = {"model": "m"}, {"n": 2}
+    made = Recipe.model_validate(table)
+    counts = count(made, RunDir(tmp_path / "one"))
+    assert [one.prompts for one in counts["people"]["evaluate"]] == [counts["held_out"]] and counts["held_out"] > 0

@@ -178,7 +178,7 @@ def test_a_rule_has_few_figures_and_the_page_shows_no_others(whole: Whole) -> No
     _, run, told = whole
     found = told["audit"]
     assert [key for key, value in found.items() if not value and key != "abstained"] == [
-        "abstentions", "own_family", "order", "members", "people",
+        "abstentions", "own_family", "order", "members", "people", "annotation", "route", "warnings",
     ]  # fmt: skip
     assert found["longer_wins"]["high"] < found["longer_wins"]["expected"] == 0.5  # the judge prefers fewer words
     assert found["length"]["high"] < found["length"]["expected"] == 0

@@ -4,13 +4,18 @@ The rankings are read once, shard by shard, with the samples of the same names. 
 memory does not grow with the run.
 """
 
+import json
+
+from dpo_data.audit.annotation import BesideEachOther
 from dpo_data.audit.answers import shards
 from dpo_data.audit.families import family_of_judge
 from dpo_data.audit.people import BesidePeople
 from dpo_data.audit.reasons import Reasons
+from dpo_data.audit.routes import Routes
 from dpo_data.audit.schema import Audit, Calls
 from dpo_data.audit.scores import Scores
 from dpo_data.audit.transcripts import Transcripts
+from dpo_data.audit.warnings import warnings
 from dpo_data.config import Recipe
 from dpo_data.rundir import RunDir
 
@@ -23,13 +28,19 @@ def audit(recipe: Recipe, run: RunDir) -> Audit | None:
         return None
     judge: str = manifest["judge"]
     family = family_of_judge(judge)
-    scores, transcripts, reasons = Scores(), Transcripts(judge), Reasons()
+    scores, transcripts, reasons, routes = Scores(), Transcripts(judge), Reasons(), Routes()
+    annotators = BesideEachOther(recipe.audit.groups)
     people = BesidePeople(recipe.audit.labels) if recipe.audit.labels else None
     prompts = abstained = 0
     for shard in shards(run.stage("sample").path, run.stage("rank").shards(), family):
+        told = [json.loads(text) if text != "[]" else [] for text in shard.rankings["transcript"].to_pylist()]
+        ids, at = shard.rankings["completion_ids"].to_pylist(), 0
         for answers in shard.answers:
             scores.add(answers)
-        transcripts.add(shard.rankings["transcript"].to_pylist())
+            some = slice(at, at := at + len(answers.scores))
+            annotators.add(told[some], ids[some], shard.sources[some], answers.lengths)
+        transcripts.add(told)
+        routes.add(told)
         for reason in shard.rankings["abstained"].drop_null().to_pylist():
             reasons.add(reason)
             abstained += 1
@@ -37,6 +48,7 @@ def audit(recipe: Recipe, run: RunDir) -> Audit | None:
         if people:
             for row in shard.rankings.select(["prompt_id", "completion_ids", "scores"]).to_pylist():
                 people.add(**row)
+    annotation, route = annotators.annotation(), routes.route()
     return Audit(
         judge=judge,
         prompts=prompts,
@@ -50,5 +62,8 @@ def audit(recipe: Recipe, run: RunDir) -> Audit | None:
         order=transcripts.order,
         members=transcripts.members,
         people=people and people.people(),
+        annotation=annotation,
+        route=route,
+        warnings=warnings(annotation) if annotation else [],
         calls=Calls(**manifest["calls"]) if "calls" in manifest else None,
     )

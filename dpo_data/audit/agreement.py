@@ -1,4 +1,4 @@
-"""How far raters agree: Kendall's τ-b, Cohen's κ and Krippendorff's α, on arrays, with NaN for what a rater did not judge.
+"""How far raters agree: Kendall's τ-b and W, Cohen's κ and Krippendorff's α, on arrays, with NaN for what one did not judge.
 
 τ-b compares the order of several answers. κ and α are computed from tables that are sums over prompts, so that a bootstrap can
 add them up anew. Where nothing varies, agreement is not defined, and the result is NaN.
@@ -9,7 +9,7 @@ from typing import Literal
 import numpy as np
 
 Array = np.ndarray
-Metric = Literal["nominal", "ordinal", "interval"]
+Metric = Literal["nominal", "ordinal", "interval", "ratio"]
 
 VERDICTS = np.array([-1.0, 0.0, 1.0])
 """The verdicts on two answers, as `orders` gives them: the second is better, a tie, the first is better."""
@@ -40,20 +40,38 @@ def tau_b_of_orders(x: Array, y: Array) -> Array:
     return _ratio((x * y).sum(axis=-1), scale)
 
 
+def kendall_w(ranks: Array) -> Array:
+    """Kendall's W (1939), corrected for ties, shape (…, raters, n) to (…): 0 to 1, where all rank alike; 1/raters by chance.
+
+    A rater's ranks, mid-ranks where tied, are all NaN where the rater is left out; so are all raters' of an answer that is not
+    there. NaN for fewer than two raters, or where all tie all. With d a rank less the rater's mean, W is Σ(Σd)², summed within
+    answers first, over m·Σd²: the textbook's 12S / (m²(n³ − n) − mΣT), since a rater's Σd² is (n³ − n − T)/12, where T is
+    Σ(t³ − t) over ties of t answers.
+    """
+    known = ~np.isnan(ranks)
+    ranks, given = np.where(known, ranks, 0.0), known.sum(axis=-1, keepdims=True)
+    away = np.where(known, ranks - ranks.sum(axis=-1, keepdims=True) / np.maximum(given, 1), 0.0)
+    raters = (given > 0).sum(axis=(-2, -1))
+    found = _ratio((away.sum(axis=-2) ** 2).sum(axis=-1), raters * (away**2).sum(axis=(-2, -1)))
+    return np.where(raters > 1, found, np.nan)
+
+
 def table(a: Array, b: Array, values: Array) -> Array:
-    """How often one rater gave each value where another gave each: a (k, k) array of counts. `a` and `b` are flat."""
-    return np.array([[np.sum((a == one) & (b == other)) for other in values] for one in values], dtype=float)
+    """How often one rater gave each value where another gave each, counts, shapes (…, cases) to (…, k, k)."""
+    rows = [[((a == one) & (b == other)).sum(axis=-1) for other in values] for one in values]
+    found: Array = np.moveaxis(np.array(rows, dtype=float), (0, 1), (-2, -1))
+    return found
 
 
 def coincidences(ratings: Array, values: Array) -> Array:
-    """Krippendorff's coincidences of values within units, a (k, k) array. `ratings`: raters × units.
+    """Krippendorff's coincidences of values within units, shape (…, raters, units) to (…, k, k).
 
     Each unit with m ≥ 2 ratings adds m in all: every ordered two of its ratings 1/(m−1).
     """
-    given = np.array([(ratings == value).sum(axis=0) for value in values], dtype=float)  # values × units
-    raters = given.sum(axis=0)
-    given, raters = given[:, raters > 1], raters[raters > 1]
-    found: Array = (given / (raters - 1)) @ given.T - np.diag((given / (raters - 1)).sum(axis=1))
+    given = (ratings[..., None, :, :] == values[:, None, None]).sum(axis=-2).astype(float)  # values × units
+    raters = given.sum(axis=-2, keepdims=True)
+    shares = np.where(raters > 1, given / np.maximum(raters - 1, 1.0), 0.0)
+    found: Array = shares @ given.swapaxes(-1, -2) - shares.sum(axis=-1)[..., None] * np.eye(len(values))
     return found
 
 
@@ -82,6 +100,8 @@ def alpha(coincidences: Array, values: Array, metric: Metric) -> Array:
     total = marginal.sum(axis=-1)
     if metric == "nominal":
         distance = 1.0 - np.eye(len(values))
+    elif metric == "ratio":
+        distance = np.nan_to_num(_ratio(values[:, None] - values, values[:, None] + values)) ** 2
     else:
         at = np.cumsum(marginal, axis=-1) - marginal / 2 if metric == "ordinal" else values
         distance = (at[..., :, None] - at[..., None, :]) ** 2

@@ -14,7 +14,7 @@ from dpo_data.length_control import characters
 from dpo_data.tables import one_chunk
 
 COMPLETION = "completions.list.element."
-SAMPLE_COLUMNS = [COMPLETION + name for name in ("completion_id", "text", "model")]
+SAMPLE_COLUMNS = ["prompt_id", "source", *(COMPLETION + name for name in ("completion_id", "text", "model"))]
 RANK_COLUMNS = ["prompt_id", "completion_ids", "scores", "abstained", "transcript"]
 
 MOST_TWOS = 2_000_000
@@ -33,17 +33,21 @@ class Answers:
 
 @dataclass(frozen=True, slots=True)
 class Shard:
-    """One shard's answers, and its rankings as they are read."""
+    """One shard's answers, its rankings as they are read, and where each of their prompts came from."""
 
     answers: list[Answers]
     rankings: pa.Table
+    sources: list[str]
 
 
 def shards(sampled: Path, ranked: list[Path], own: str | None) -> Iterator[Shard]:
     """Each shard of rankings with the samples of the same name, which lie in `sampled`. `own`: the judge's family."""
     for path in ranked:
         rankings = read_table(path, RANK_COLUMNS).combine_chunks()
-        yield Shard(list(_answers(read_table(sampled / path.name, SAMPLE_COLUMNS), rankings, own)), rankings)
+        samples = read_table(sampled / path.name, SAMPLE_COLUMNS)
+        at = pc.index_in(one_chunk(rankings["prompt_id"]), value_set=one_chunk(samples["prompt_id"]))
+        sources = one_chunk(samples["source"]).take(at).to_pylist()
+        yield Shard(list(_answers(samples, rankings, own)), rankings, sources)
 
 
 def _answers(samples: pa.Table, rankings: pa.Table, own: str | None) -> Iterator[Answers]:

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 VENDORS = frozenset({"meta", "google", "openai", "anthropic", "mistralai", "microsoft"})
 """Words before a model's own name: Meta-Llama-3 is a Llama."""
 
-PLAIN = frozenset({"rule", "given"})
+PLAIN = frozenset({"rule", "given", "argilla", "terminal"})
 """Judges that are no model."""
 
 

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import numpy as np
 
 from dpo_data.audit.agreement import VERDICTS, alpha, kappa, mirrored
-from dpo_data.audit.bootstrap import Clusters, Statistic, interval
+from dpo_data.audit.bootstrap import LIMIT, Clusters, Statistic, interval
 from dpo_data.audit.schema import Figure
 
 
@@ -13,6 +13,12 @@ def ratio(sums: np.ndarray) -> np.ndarray:
     """The first sum over the second: of what is counted, and of its cases."""
     cases = sums[..., 1]
     found: np.ndarray = np.where(cases > 0, sums[..., 0] / np.where(cases > 0, cases, 1.0), np.nan)
+    return found
+
+
+def apart(sums: np.ndarray) -> np.ndarray:
+    """The first two sums' ratio less that of the next two."""
+    found: np.ndarray = ratio(sums[..., :2]) - ratio(sums[..., 2:])
     return found
 
 
@@ -34,6 +40,7 @@ class Tally:
     """What prompts add to one figure. Prompts without a case are not taken in, so they weigh nothing in its interval either.
 
     `statistic` makes the figure of the sums, `cases` counts what it is over; by default, the first sum over the second.
+    `limit`: as in Clusters.
     """
 
     def __init__(
@@ -41,8 +48,9 @@ class Tally:
         width: int = 2,
         statistic: Statistic = ratio,
         cases: Callable[[np.ndarray], np.ndarray] = lambda parts: parts[..., 1],
+        limit: int = LIMIT,
     ):
-        self._clusters = Clusters(width)
+        self._clusters = Clusters(width, limit)
         self._statistic, self._cases = statistic, cases
 
     def add(self, *columns: np.ndarray) -> None:
@@ -72,6 +80,11 @@ class Tally:
         return round(float(total[column] / total[1]), 12) if self._clusters.prompts else None
 
 
-def tables(statistic: Statistic) -> Tally:
+def tables(statistic: Statistic, limit: int = LIMIT) -> Tally:
     """A tally of 3 × 3 tables, flat."""
-    return Tally(9, statistic, lambda parts: parts.sum(axis=-1))
+    return Tally(9, statistic, lambda parts: parts.sum(axis=-1), limit)
+
+
+def differences(limit: int = LIMIT) -> Tally:
+    """A tally of how far two ratios are apart: the parts and cases of the one, then of the other."""
+    return Tally(4, apart, lambda parts: parts[..., 1] + parts[..., 3], limit)

@@ -22,12 +22,7 @@ class Beside:
 
     def add(self, prompts: list[tuple[Member, Member]]) -> None:
         """Take in what both said of some prompts."""
-        pairs = [_side_by_side(left, right) for left, right in prompts]
-        widest = max(len(left) for left, _ in pairs)
-        padded = np.full((2, len(pairs), widest), np.nan)
-        for row, (left, right) in enumerate(pairs):
-            padded[0, row, : len(left)], padded[1, row, : len(right)] = left, right
-        told, told_too = orders(padded[0]), orders(padded[1])
+        told, told_too = orders(padded(prompts))
         self._agreement.add(*means(tau_b_of_orders(told, told_too)))
         self._opposite.add((told * told_too == -1).sum(axis=1), (np.abs(told * told_too) == 1).sum(axis=1))
         self._contradicted.add(*np.array([_contradicted(left, right) for left, right in prompts]).T)
@@ -52,6 +47,15 @@ def named(entries: list[dict[str, Any]]) -> list[tuple[str, Member]]:
                 name, number = f"{entry['judge']} ({number})", number + 1
             found[name] = entry
     return list(found.items())
+
+
+def padded(prompts: list[tuple[Member, Member]]) -> np.ndarray:
+    """Both members' scores of the answers that both judged, in the same order, shape (2, prompts, answers), padded with NaN."""
+    pairs = [_side_by_side(left, right) for left, right in prompts]
+    found = np.full((2, len(pairs), max(len(left) for left, _ in pairs)), np.nan)
+    for row, (left, right) in enumerate(pairs):
+        found[0, row, : len(left)], found[1, row, : len(right)] = left, right
+    return found
 
 
 def _scores(member: Member) -> dict[str, float]:

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from dpo_data.audit.agreement import VERDICTS, coincidences, orders, table, tau_b_of_orders
-from dpo_data.audit.figures import Tally, alpha_of, kappa_of, tables
+from dpo_data.audit.agreeing import Agreeing, all_together, beside, either
+from dpo_data.audit.agreement import orders
 from dpo_data.audit.schema import Agreement, People
 from dpo_data.errors import InputError
 from dpo_data.share import find
@@ -62,7 +62,7 @@ class BesidePeople:
         self._path, self._labels = path, read_labels(path)
         self._annotators = {annotator for of_prompt in self._labels.values() for annotator in of_prompt}
         self._known = self._unknown_completions = 0
-        self._judge, self._people = _Agreeing(), _Agreeing()
+        self._judge, self._people = Agreeing(), Agreeing()
 
     def add(self, prompt_id: str, completion_ids: list[str], scores: list[float | None]) -> None:
         """What the judge makes of one prompt's answers."""
@@ -77,41 +77,19 @@ class BesidePeople:
                 len(labels), len(completion_ids)
             )
         )
-        self._judge.add([(judge, person) for person in people])
-        self._people.add(list(combinations(people, 2)), people)
+        twos = np.array(list(combinations(range(len(people)), 2)), dtype=int).reshape(-1, 2)
+        self._judge.add(beside(np.broadcast_to(judge, people.shape), people).sum(axis=0, keepdims=True))
+        between = either(beside(people[twos[:, 0]], people[twos[:, 1]]))
+        self._people.add(between.sum(axis=0, keepdims=True), all_together(people[None]))
 
     def people(self) -> People:
         """The figures."""
-        people = self._people.agreement()
         return People(
             labels=self._path,
             annotators=len(self._annotators),
             prompts=self._known,
             unknown_prompts=len(self._labels) - self._known,
             unknown_completions=self._unknown_completions,
-            judge=self._judge.agreement(),
-            people=people if people.tau or people.kappa or people.alpha else None,
+            judge=self._judge.agreement() or Agreement(tau=None, kappa=None, alpha=None),
+            people=self._people.agreement(),
         )
-
-
-class _Agreeing:
-    """Tallies of two raters, or of every two of several."""
-
-    def __init__(self) -> None:
-        self._tau, self._kappa, self._alpha = Tally(), tables(kappa_of), tables(alpha_of)
-
-    def add(self, twos: list[tuple[np.ndarray, np.ndarray]], raters: np.ndarray | None = None) -> None:
-        """One prompt: the `orders` of each two raters. κ and τ are of all twos of raters together; α is too, but for all the
-        `raters` at once where they are given, raters × twos of answers."""
-        if not twos:
-            return
-        confusion = np.sum([table(a, b, VERDICTS) for a, b in twos], axis=0)
-        together = confusion + confusion.T if raters is None else coincidences(raters, VERDICTS)
-        taus = np.array([float(tau_b_of_orders(a, b)) for a, b in twos])
-        known = ~np.isnan(taus)
-        self._tau.add(np.array([taus[known].sum()]), np.array([known.sum()]))
-        self._kappa.add(*confusion.reshape(9, 1))
-        self._alpha.add(*together.reshape(9, 1))
-
-    def agreement(self) -> Agreement:
-        return Agreement(tau=self._tau.figure(), kappa=self._kappa.figure(), alpha=self._alpha.figure())

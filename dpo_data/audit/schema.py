@@ -100,6 +100,83 @@ class People(Part):
     people: Agreement | None = Field(description="the annotators with each other; null unless two labelled one prompt")
 
 
+class Annotator(Part):
+    """One annotator's answers. Agreement is with each other annotator on the prompts that both answered."""
+
+    name: str = Field(description="who, as the transcripts name them")
+    submitted: int = Field(description="answers given")
+    discarded: int = Field(description="answers withheld: discarded or skipped")
+    agreement: Agreement | None = Field(description="with the other annotators; null where no other answered the same prompts")
+    first_best: Figure | None = Field(
+        description="how often the answer shown first is put best, an equal share for those who are best together; null where "
+        "nothing was compared"
+    )
+    seconds: float | None = Field(description="median seconds an answer, discarded ones aside; null where no time is known")
+    hasty: Figure | None = Field(description="share of the answers with a known time that took less than 2 s")
+    prefilled: Figure | None = Field(
+        description="share of answers equal to the suggestion that was shown; null where none was shown"
+    )
+    longer_wins: Figure | None = Field(
+        description="share of the twos that the annotator puts apart and that differ in length, of which the longer wins"
+    )
+
+
+class Two(Part):
+    annotators: tuple[str, str] = Field(description="two who answered the same prompts")
+    kappa: Figure | None = Field(description="Cohen's κ of their verdicts on twos of answers; null where neither varies")
+
+
+class Group(Part):
+    name: str = Field(description="as the recipe names it under [audit.groups]")
+    annotators: int = Field(description="those of the group who answered")
+    agreement: Agreement | None = Field(description="the group's annotators with each other; null unless two met")
+    longer_wins: Figure | None = Field(description="share of twos that differ in length of which the longer wins")
+
+
+class Apart(Part):
+    """Two groups of annotators."""
+
+    groups: tuple[str, str] = Field(description="their names")
+    agreement: Agreement | None = Field(description="each annotator of the one with each of the other; null where none met")
+    less: Figure | None = Field(
+        description="by how much the mean Kendall τ-b between the two falls short of the geometric mean of that within each: "
+        "above 0, they prefer different answers; null unless all three are known"
+    )
+    longer_wins: Figure | None = Field(
+        description="share of twos of which the longer wins, in the first group less in the second; null unless both are known"
+    )
+
+
+class Annotation(Part):
+    """What annotators said, from the transcripts."""
+
+    prompts: int = Field(description="prompts that somebody answered")
+    several: int = Field(description="those of them that two or more answered")
+    agreement: Agreement | None = Field(description="the annotators with each other; null where no two answered one prompt")
+    w: Figure | None = Field(
+        description="mean Kendall's W within prompts, corrected for ties, over the annotators who compared all answers of the "
+        "prompt, 0 to 1; null where no two did"
+    )
+    annotators: list[Annotator] = Field(description="by name")
+    twos: list[Two] = Field(description="each two annotators who answered the same prompts")
+    sources: dict[str, Agreement] = Field(
+        description="the agreement by the prompts' source, its line aside; from the fiftieth source on, all others together"
+    )
+    groups: list[Group] = Field(description="the groups of [audit.groups]")
+    apart: list[Apart] = Field(description="each two of these groups")
+
+
+class Route(Part):
+    """The first and the second judge of a cascade, by the reason why the second was asked."""
+
+    judges: tuple[str, str] = Field(description="the first, and the second")
+    people: bool = Field(description="whether annotators are behind the second")
+    calibration: Agreement | None = Field(description="over a random slice of all prompts; null where there is none")
+    unsure: Agreement | None = Field(
+        description="over the prompts that the first was not sure of, which say nothing of the others; null for none"
+    )
+
+
 class Audit(Part):
     """How far the judge can be trusted, as far as its rankings, its transcripts and people's labels tell."""
 
@@ -122,4 +199,7 @@ class Audit(Part):
     order: list[Order] = Field(description="a judge each that is shown several answers; empty for one that scores them alone")
     members: list[Members] = Field(description="each two judges of a panel or cascade; empty for a judge alone")
     people: People | None = Field(description="judge and people; null without labels")
+    annotation: Annotation | None = Field(description="the annotators that ranked; null where none did")
+    route: Route | None = Field(description="the judges of a cascade that sends whole prompts on; null for any other judge")
+    warnings: list[str] = Field(description="what to look at before the annotators' answers are used, a sentence each")
     calls: Calls | None = Field(description="what the judging took; null where it was not counted")

@@ -1,6 +1,5 @@
 """What the transcripts tell: order of showing, marks at the top, the judges of a panel side by side."""
 
-import json
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from itertools import combinations
@@ -23,12 +22,13 @@ class Transcripts:
         self._beside: dict[tuple[str, str], Beside] = {}
         self._marked = self._at_top = 0
 
-    def add(self, transcripts: Sequence[str]) -> None:
-        """Take in some prompts' transcripts, as JSON."""
+    def add(self, transcripts: Sequence[Entries]) -> None:
+        """Take in some prompts' transcripts. Of what annotators say, nothing is told here."""
         shown: dict[tuple[str, str], list[Entries]] = defaultdict(list)
         beside: dict[tuple[str, str], list[tuple[Member, Member]]] = defaultdict(list)
-        for transcript in transcripts:
-            entries = json.loads(transcript) if transcript != "[]" else []
+        for entries in transcripts:
+            if all(entry.get("kind") == "person" for entry in entries):
+                continue
             for judge, other, both in _beside(entries):
                 beside[judge, other].append(both)
             for judge, of_judge in _by_judge(self._judge, entries):

@@ -6,6 +6,7 @@ longer than any they hold, so none of them reads as Markdown or as front matter.
 
 import json
 import re
+import tomllib
 from bisect import bisect_right
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from dpo_data.audit import audit
+from dpo_data.audit.warnings import of_all
 from dpo_data.config import Recipe, dump
 from dpo_data.dataset import CONFIGS, DataFile
 from dpo_data.hub import MARK
@@ -42,7 +44,7 @@ def card(recipe: Recipe, run: RunDir, data: Sequence[DataFile], tag: str) -> str
     pages = Environment(
         loader=FileSystemLoader(Path(__file__).parent), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    pages.filters.update(code=code, codes=codes, fenced=fenced, settings=settings, withheld=withheld)
+    pages.filters.update(code=code, codes=codes, fenced=fenced, prose=prose, settings=settings, withheld=withheld)
     pages.filters.update(percent=percent, number=number, count=lambda value: f"{value:,}")
     words, tokens, margins, _ = facts.pairs(run)
     scores, unjudged = facts.scores(run)
@@ -52,7 +54,7 @@ def card(recipe: Recipe, run: RunDir, data: Sequence[DataFile], tag: str) -> str
     text = pages.get_template("README.md.j2").render(
         front=front_matter(recipe, data),
         recipe=recipe,
-        recipe_text=withheld(dump(recipe)),
+        recipe_text=withheld(nameless(dump(recipe))),
         tag=tag,
         rows={config: _rows(data, config) for config in CONFIGS},
         columns={config: _columns(data, config) for config in configs},
@@ -69,6 +71,7 @@ def card(recipe: Recipe, run: RunDir, data: Sequence[DataFile], tag: str) -> str
         judged=scores.count,
         unjudged=unjudged,
         audit=audited,
+        warnings=of_all(audited.annotation) if audited and audited.annotation else [],
         example=_example(run, data),
     )
     return text.rstrip() + "\n"
@@ -133,6 +136,36 @@ def withheld(recipe: str) -> str:
     home = str(Path.home())
     shown = recipe.replace(f"{home}/", "~/") if home != "/" else recipe
     return SECRET.sub(lambda found: f'{found["key"]}"(withheld)"' if found["key"] else "(withheld)", shown)
+
+
+def nameless(recipe: str) -> str:
+    """A recipe's TOML without the names of annotators, who were asked to rank and not to be named."""
+    import tomli_w
+
+    def shown(table: dict[str, Any]) -> dict[str, Any]:
+        found: dict[str, Any] = {}
+        for key, value in table.items():
+            if key in ("annotator", "annotators", "groups"):
+                found[key] = _unnamed(value)
+            elif isinstance(value, list):
+                found[key] = [shown(one) if isinstance(one, dict) else one for one in value]
+            else:
+                found[key] = shown(value) if isinstance(value, dict) else value
+        return found
+
+    return tomli_w.dumps(shown(tomllib.loads(recipe)))
+
+
+def _unnamed(names: Any) -> Any:
+    """As many as there are, under the names of their groups."""
+    if isinstance(names, dict):
+        return {group: _unnamed(members) for group, members in names.items()}
+    return ["(withheld)" for _ in names] if isinstance(names, list) else "(withheld)"
+
+
+def prose(text: str) -> str:
+    """A sentence of ours that may hold names of others, none of which reads as Markdown."""
+    return re.sub(r"([\\`*_{}\[\]<>#|~!&])", r"\\\1", " ".join(text.split()))
 
 
 def _longest_run(text: str) -> int:

@@ -6,6 +6,7 @@ that no chain of comparisons connects are comparable.
 """
 
 from collections.abc import Iterable
+from itertools import repeat
 from typing import Any
 
 import numpy as np
@@ -14,16 +15,19 @@ Game = tuple[int, int, float]
 """Two answers and the points of the first: 1 won, ½ tie, 0 lost."""
 
 
-def bradley_terry(n: int, games: Iterable[Game], prior: float = 1.0) -> tuple[list[float], Any]:
+def bradley_terry(
+    n: int, games: Iterable[Game], prior: float = 1.0, weights: Iterable[float] | None = None
+) -> tuple[list[float], Any]:
     """The strengths of n answers, in log-odds, with sum 0; and their covariance, an (n, n) array, by the observed information.
 
-    Strengths are rounded to nine digits, so that what is equal by symmetry is equal.
+    `weights`: as how many each game counts; by default, as one. Strengths are rounded to nine digits, so that what is equal by
+    symmetry is equal.
     """
     wins = np.full((n, n), prior / (2 * max(1, n - 1)))
     np.fill_diagonal(wins, 0.0)
-    for a, b, points in games:
-        wins[a, b] += points
-        wins[b, a] += 1 - points
+    for (a, b, points), weight in zip(games, repeat(1.0) if weights is None else weights, strict=False):
+        wins[a, b] += points * weight
+        wins[b, a] += (1 - points) * weight
     played, won = wins + wins.T, wins.sum(axis=1)
     strengths = np.zeros(n)
     information = np.zeros((n, n))

@@ -5,7 +5,7 @@ import json
 import logging
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import chain
 from typing import Any
 
@@ -20,10 +20,12 @@ Member = Callable[[], Judge]
 
 @dataclass(frozen=True, slots=True)
 class Judged:
-    """A prompt's answers, and what the members so far have made of them, in the order of their turns."""
+    """A prompt's answers, and what the members so far have made of them, in the order of their turns. `routes`: of a cascade,
+    why each of these was asked."""
 
     group: Sample
     rankings: list[Ranking]
+    routes: tuple[str | None, ...] = ()
 
 
 Turns = Generator[Ranking, None, None]
@@ -70,7 +72,7 @@ def turn(
         for ranking in judge.rank(groups()):
             judged = asked.pop(ranking.prompt_id)
             done += 1
-            yield Judged(judged.group, [*judged.rankings, ranking])
+            yield replace(judged, rankings=[*judged.rankings, ranking])
         log.info("%s: has ranked %d prompts, %d await an answer", judge.name, done, len(asked))
 
 
@@ -121,7 +123,7 @@ def scores_of(ranking: Ranking) -> dict[str, float]:
 
 def _transcript(judged: Judged) -> str:
     """What each member made of the prompt, with what it was asked and answered."""
-    members = [
+    members: list[dict[str, Any]] = [
         {
             "kind": "member",
             "judge": one.judge,
@@ -132,4 +134,6 @@ def _transcript(judged: Judged) -> str:
         }
         for one in judged.rankings
     ]
+    for member, route in zip(members, judged.routes, strict=False):
+        member["route"] = route
     return json.dumps(members, ensure_ascii=False)

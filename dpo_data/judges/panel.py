@@ -6,7 +6,6 @@ for a tie.
 """
 
 import math
-from bisect import bisect_left, bisect_right
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
@@ -16,6 +15,7 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from dpo_data.errors import RecipeError
+from dpo_data.judges.borda import borda
 from dpo_data.judges.members import (
     HoldingJudge,
     Judged,
@@ -90,13 +90,6 @@ def z_scores(scores: list[float]) -> list[float]:
     mean = fmean(scores)
     deviation = math.sqrt(fmean((score - mean) ** 2 for score in scores))
     return [(score - mean) / deviation for score in scores]
-
-
-def borda(scores: list[float]) -> list[float]:
-    """The share of the other answers that each beats, an equal one as half (Borda 1781, with mid-ranks for ties): 1 for the one
-    that beats all, 0 for the one that beats none, ½ for one that has no other."""
-    ordered, others = sorted(scores), len(scores) - 1
-    return [(bisect_left(ordered, one) + bisect_right(ordered, one) - 1) / 2 / others if others else 0.5 for one in scores]
 
 
 SCALES: dict[str, Scale] = {"mean": z_scores, "borda": borda}

@@ -65,6 +65,8 @@ def last_words(report: dict[str, Any], run: RunDir) -> str:
         rows.append(("pairs", f"{made['train']:,} train, {made['test']:,} test"))
         dropped = ", ".join(f"{count:,} {name}" for name, count in made["dropped"].items())
         rows.append(("dropped", f"{sum(made['dropped'].values()):,}{f' ({dropped})' if dropped else ''}"))
+    if warnings := report["audit"] and report["audit"]["warnings"]:
+        rows.append(("warnings", f"{len(warnings)} about annotators, in the report"))
     waiting = [f"{name} {state['state']}" for name, state in report["stages"].items() if state["state"] == "begun"]
     if waiting:
         rows.append(("not finished", ", ".join(waiting)))

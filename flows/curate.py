@@ -1,0 +1,140 @@
+"""The flow `curate`, for judges that wait for people, as two deployments: `push` asks them, and `collect` looks for answers.
+
+Both run the stage rank, which pushes what is missing, collects what is there and says what it still awaits. That is no failure:
+the flow run completes with it for its message. When rank is complete, an event that prefect.yaml waits for starts
+`sample-and-train/ranked` on the same run directory.
+"""
+
+import fcntl
+import re
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from glob import escape, glob
+from typing import Any
+
+from dpo_data.share import SHIPPED
+
+sys.path.insert(0, str(SHIPPED))  # Prefect loads this file by its path, and would not find its neighbour
+
+from prefect import flow, task
+from prefect.artifacts import create_markdown_artifact
+from prefect.cache_policies import NO_CACHE
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.objects import State
+from prefect.events import Event
+from prefect.states import Completed, Failed
+
+from dpo_data import pipeline
+from dpo_data.config import Recipe, load
+from dpo_data.errors import DpoDataError, Unfinished
+from dpo_data.rundir import RunDir
+from flows.sample_and_train import resolve, stage
+
+EVENT = "dpo-data.rank.complete"
+"""What starts `sample-and-train/ranked`, with the paths of recipe and run directory. prefect.yaml expects it by this name."""
+
+ANNOUNCED = "announced.json"
+"""The event that was sent, at the top of the run directory."""
+
+DATED = "????-??-??T????"
+"""What {date} stands for, as a pattern of file names."""
+
+
+@flow(name="curate", persist_result=False)
+def push(recipe: Recipe | str, run: str = "runs/{name}") -> State[Any]:
+    """Begin a run, or go on with it: sample, and ask people to rank. Completes as soon as they are asked.
+
+    Args:
+        recipe: The recipe itself, or the path of its TOML file.
+        run: The run directory. {name} is the recipe's name, {date} this flow run's scheduled time in UTC.
+    """
+    made = load(recipe) if isinstance(recipe, str) else recipe
+    folder = RunDir(resolve(run, made))
+    pipeline.ready(made, folder)
+    stage.with_options(name="sample")("sample", made, folder)
+    return _rank_all(made, [folder])
+
+
+@flow(name="curate", persist_result=False)
+def collect(recipe: Recipe | str, run: str = "runs/{name}") -> State[Any]:
+    """Look for answers, in every run that was pushed under this name and does not have all it awaits. Begins none.
+
+    Args:
+        recipe: The recipe itself, or the path of its TOML file: as it was pushed, but for what decides no ranking.
+        run: As it was pushed. {name} is the recipe's name; {date} stands for the time of every push.
+    """
+    made = load(recipe) if isinstance(recipe, str) else recipe
+    pattern = escape(run.replace("{name}", made.name)).replace("{date}", DATED)
+    begun = [RunDir(path) for path in sorted(glob(pattern))]
+    waiting = [folder for folder in begun if not _is_announced(folder) and folder.stage("sample").manifest]
+    if not waiting:
+        return Completed(message=f"No run at {run} awaits anything")
+    return _rank_all(made, waiting)
+
+
+def _rank_all(recipe: Recipe, runs: list[RunDir]) -> State[Any]:
+    """Rank each run. Failed where one of them is, with its error; what the others await is said all the same."""
+    said, failed = [], False
+    for run in runs:
+        try:
+            awaited = None if run.stage("rank").manifest else rank(recipe, run)
+        except DpoDataError as error:
+            awaited, failed = str(error), True
+        if awaited is None:
+            _announce(run)
+        said.append(f"{run.path}: {awaited or 'ranked'}")
+    message = "\n".join(said)
+    return Failed(message=message) if failed else Completed(message=message)
+
+
+@task(name="rank", cache_policy=NO_CACHE, persist_result=False)
+def rank(recipe: Recipe, run: RunDir) -> str | None:
+    """Push and collect. Returns what is still awaited; None where every prompt is ranked. It is not tried again here: the next
+    `collect` does it."""
+    with _alone(run) as alone:
+        if not alone:
+            return "Another flow run is at it."
+        try:
+            stage.fn("rank", recipe, run)
+        except Unfinished as error:
+            key = re.sub(r"[^a-z0-9]+", "-", f"awaited-{run.path.name}".lower())
+            create_markdown_artifact(re.sub(r"https?://\S*[^\s.,;]", r"<\g<0>>", str(error)), key, f"What {run.path} awaits")
+            return str(error)
+    return None
+
+
+def _is_announced(run: RunDir) -> bool:
+    """Whether the event was sent, or nobody needs it, because somebody went on by hand."""
+    return (run.path / ANNOUNCED).exists() or run.stage("pair").recipe is not None
+
+
+def _announce(run: RunDir) -> None:
+    """Send the event, unless it was sent. Raises httpx.HTTPError where the server does not take it.
+
+    The note is written when the server has it: a kill in between ends in a second event, never in none, and what a second one
+    starts finds the run finished.
+    """
+    if _is_announced(run):
+        return
+    folder = run.path.resolve()
+    event = Event(
+        event=EVENT,
+        resource={"prefect.resource.id": f"dpo-data.run.{folder.name}", "prefect.resource.name": folder.name},
+        payload={"recipe": str(folder / "recipe.toml"), "run": str(folder)},
+    )
+    with get_client(sync_client=True) as client:
+        client.request("POST", "/events", json=[event.model_dump(mode="json")]).raise_for_status()
+    run.write(ANNOUNCED, event.model_dump_json(indent=2))
+
+
+@contextmanager
+def _alone(run: RunDir) -> Iterator[bool]:
+    """Whether no other flow run ranks this run, for as long as the block runs. A process that was killed holds nothing."""
+    with (run.path / ".rank.lock").open("a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+        else:
+            yield True

@@ -1,0 +1,80 @@
+"""`flows/deploy.py` at work for the tests: a real Prefect server and worker, with a database of their own."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from flows import deploy
+
+
+@dataclass
+class Deployed:
+    """`flows/deploy.py` at work, called from `folder`, which is no checkout."""
+
+    process: "subprocess.Popen[str]"
+    url: str
+    folder: Path
+
+    def ask(self, path: str, **body: Any) -> Any:
+        """What the server answers: to a POST where there is a body."""
+        return self.post(path, body).raise_for_status().json() if body else self._request("GET", path).json()
+
+    def post(self, path: str, body: Any) -> httpx.Response:
+        return self._request("POST", path, json=body)
+
+    def _request(self, method: str, path: str, **more: Any) -> httpx.Response:
+        """A server that is busy is asked again, as Prefect's own client does."""
+        answered = (httpx.request(method, self.url + path, timeout=60, **more) for _ in range(100))
+        return next(answer for answer in answered if answer.status_code != 503 or time.sleep(0.2))
+
+    def prefect(self, *arguments: str) -> "subprocess.CompletedProcess[str]":
+        env = environment(self.folder) | {"PREFECT_API_URL": self.url}
+        return subprocess.run([sys.executable, "-m", "prefect", *arguments], env=env, capture_output=True, text=True)
+
+
+@contextmanager
+def deploying(folder: Path) -> Iterator[Deployed]:
+    """From when the worker has started until the block ends, with `folder` as the user's."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, deploy.__file__, "--port", str(port)]
+    with (folder / "said.txt").open("w") as said:
+        process = subprocess.Popen(command, cwd=folder, env=environment(folder), stdout=said, stderr=said, text=True)
+    here = Deployed(process, f"http://127.0.0.1:{port}/api", folder)
+    wait(lambda: "started!" in (folder / "said.txt").read_text() or process.poll() is not None, 120)
+    assert process.poll() is None, (folder / "said.txt").read_text()
+    yield here
+    if process.poll() is None:
+        process.send_signal(signal.SIGINT)
+        process.wait(timeout=30)
+
+
+def environment(folder: Path) -> dict[str, str]:
+    """With Prefect's database in that folder, and a worker that looks for work every second."""
+    return {
+        **os.environ,
+        "PREFECT_HOME": str(folder / "prefect"),
+        "PREFECT_API_URL": "",
+        "PREFECT_WORKER_QUERY_SECONDS": "1",
+        "PREFECT_WORKER_PREFETCH_SECONDS": "1",
+    }
+
+
+def wait(done: Callable[[], Any], seconds: float) -> Any:
+    """What `done` says as soon as it says anything."""
+    until = time.monotonic() + seconds
+    while not (found := done()):
+        assert time.monotonic() < until, f"not within {seconds} s"
+        time.sleep(0.2)
+    return found
