@@ -199,6 +199,7 @@ def test_it_says_how_annotators_agree_and_names_none(carded: Carded, tmp_path: P
             rows.append(replace(row, transcript=json.dumps(said)))
         stage.write(path.name, rows, Ranking)
     stage.finish(**{name: ranked[name] for name in ("prompts", "abstained", "judge", "calls")})
+    (tmp_path / "again").mkdir()
     text = card(made, run, gather(run, tmp_path / "again", judgments=False), "v1")
     known = sections(text)["What to know before training"]
     found = audit(made, run)
