@@ -252,15 +252,21 @@ def test_two_by_two(desk: Desk, sign_in: SignIn) -> None:
     assert scores(found["p0"]) == {"p0.0": 1.0, "p0.1": 0.25, "p0.2": 0.25}
 
 
-def test_an_answer_runs_nothing_in_the_browser(desk: Desk, sign_in: SignIn) -> None:
+@pytest.mark.parametrize("markdown", [True, False])
+def test_an_answer_runs_and_loads_nothing_in_the_browser(desk: Desk, sign_in: SignIn, markdown: bool) -> None:
     anna = person()
     script = "document.title = 'taken over'"
-    groups = [group("p", f'<img src="x" onerror="{script}">image', f"<script>{script}</script>script", "**bold**")]
-    desk.run(groups, annotators=[anna])
+    texts = (
+        f'<img src="x" onerror="{script}">image',
+        f"<script>{script}</script>script & co",
+        "**bold** ![seen](http://198.51.100.7/seen.png)",
+    )
+    desk.run([group("p", *texts)], annotators=[anna], markdown=markdown)
     page = sign_in(anna)
     page.open(desk.argilla.url, "d-3")
     shown = on_the_page(page)
-    assert sorted(shown.texts[f"Answer {at}"] for at in (1, 2, 3)) == ["bold", "image", "script"]
+    seen = ("image", "script & co", "bold") if markdown else texts
+    assert sorted(shown.texts[f"Answer {at}"].strip() for at in (1, 2, 3)) == sorted(seen)
     page.rank([1, 2, 3])
     page.submit()
     assert "taken over" not in page.page.title()

@@ -136,7 +136,7 @@ def _to_send(record: Record, standing: Standing | None, dataset: Dataset, sugges
     if standing is None:
         return record
     same = in_order(record, standing.order)
-    changed = content_id(fields(same)) != standing.shown
+    changed = content_id(fields(same, dataset.layout.markdown)) != standing.shown
     if standing.responses:
         what = "The texts" if changed else "The ids of the answers" if sorted(standing.order) != sorted(record.order) else None
         if what is None:

@@ -10,6 +10,7 @@ import random
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from html import escape
 from itertools import combinations
 from typing import Any
 
@@ -66,14 +67,20 @@ def in_order(record: Record, order: list[str]) -> Record:
     return replace(record, group=replace(record.group, completions=[answers[id] for id in order]))
 
 
-def fields(record: Record) -> dict[str, Any]:
-    """What the record shows. A turn that says nothing is shown as such: Argilla takes no empty one."""
+def fields(record: Record, markdown: bool) -> dict[str, Any]:
+    """What the record shows. A turn that says nothing is shown as such: Argilla takes no empty one. Where texts are not shown
+    as Markdown they are escaped: Argilla's UI takes them for HTML, and would run what is in them."""
     group = record.group
+
+    def shown(text: str, tool_calls: list[dict[str, Any]] | None = None) -> str:
+        text = said(text, tool_calls)
+        return text if markdown else escape(text, quote=False)
+
     chat = [
-        {"role": turn["role"], "content": said(turn["content"], turn.get("tool_calls")) or "(empty)"} for turn in group.prompt
+        {"role": turn["role"], "content": shown(turn["content"], turn.get("tool_calls")) or "(empty)"} for turn in group.prompt
     ]
-    answers = {f"answer_{at}": said(one.text, one.tool_calls) for at, one in enumerate(group.completions, 1)}
-    return {"prompt": chat, **({"reference": group.reference} if group.reference is not None else {}), **answers}
+    answers = {f"answer_{at}": shown(one.text, one.tool_calls) for at, one in enumerate(group.completions, 1)}
+    return {"prompt": chat, **({"reference": shown(group.reference)} if group.reference is not None else {}), **answers}
 
 
 def metadata(record: Record) -> dict[str, Any]:
@@ -136,11 +143,11 @@ def body(record: Record, dataset: Dataset, suggest: bool) -> dict[str, Any]:
         {"question_id": dataset.questions[name], "value": value, "agent": AGENT, "type": "model"}
         for name, value in suggested.items()
     ]
-    told = {"external_id": record.id, "fields": fields(record), "metadata": metadata(record)}
+    told = {"external_id": record.id, "fields": fields(record, dataset.layout.markdown), "metadata": metadata(record)}
     return {**told, "suggestions": suggestions} if suggestions else told
 
 
-def check(group: Sample, question: Question) -> None:
+def check(group: Sample, question: Question, markdown: bool) -> None:
     """Raises InputError where Argilla could not take a prompt's records: before anything is sent."""
     n = len(group.completions)
     where = f"Prompt {group.prompt_id} ({group.source})"
@@ -153,14 +160,14 @@ def check(group: Sample, question: Question) -> None:
         raise InputError(
             f"{where} has {n} answers, and Argilla shows {MOST_ANSWERS} at most", "Give fewer, or use another judge before it."
         )
-    for why in _unfit(group):
+    for why in _unfit(group, markdown):
         raise InputError(f"{where} does not fit into Argilla: {why}", "Drop that prompt or answer, or use another judge.")
 
 
-def _unfit(group: Sample) -> Iterator[str]:
+def _unfit(group: Sample, markdown: bool) -> Iterator[str]:
     """Why a prompt does not fit."""
     (record,) = records_of(group, "ranking", 0)
-    shown = fields(record)
+    shown = fields(record, markdown)
     if len(shown["prompt"]) > MOST_MESSAGES:
         yield f"its conversation has {len(shown['prompt']):,} turns, and {MOST_MESSAGES} are allowed"
     if not shown["prompt"]:

@@ -38,7 +38,8 @@ class Argilla(Settings):
 
     `question`: the answers are ranked all at once, rated 1–5 each, or compared two by two. `min_submitted`: how many people
     answer each prompt; `annotators`: people who get an account where they have none. `suggest`: the scores that the answers
-    came with are filled in beforehand, which sways people. `combine` and `weights`: see `people`.
+    came with are filled in beforehand, which sways people. `combine` and `weights`: see `people`. `markdown`: whether texts are
+    shown as Markdown, in which HTML tags are not seen, or as they are.
     `enough`, a share of the prompts, or `deadline`, which names its time zone: once reached, what is open is left undecided.
     """
 
@@ -127,7 +128,7 @@ class ArgillaJudge:
                 if len(group.completions) < 2:
                     yield abstention(group, self.name, "fewer than two answers came, so there is nothing to compare")
                     continue
-                check(group, self.settings.question)
+                check(group, self.settings.question, self.settings.markdown)
                 asked.put(group)
                 prompts += 1
                 sizes.add(self._shown(group))

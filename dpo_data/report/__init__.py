@@ -47,7 +47,7 @@ def render(report: dict[str, Any], plots: Mapping[str, str], recipe: str) -> str
     )
     page.filters.update(percent=lambda share: percent(share).replace(" ", "\u00a0"), duration=duration, number=number)
     page.filters["signed"] = lambda value: f"{value:+.2f}".replace("-", "−") if abs(value) >= 0.005 else "0"
-    page.filters.update(breakable=lambda text: Markup(re.sub(r"([:./_])(?=\w)", r"\1<wbr>", str(escape(text)))))
+    page.filters.update(breakable=lambda text: Markup(re.sub(r"([:/_]|\.(?!\d))(?=\w)", r"\1<wbr>", str(escape(text)))))
     shown = {name: Markup(svg) for name, svg in plots.items()}
     return page.get_template("report.html.j2").render(
         report=report, plots=shown, recipe=recipe, headline=headlines(report)[:1], labels=LABELS

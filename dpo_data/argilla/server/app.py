@@ -27,6 +27,23 @@ def _ask_nobody_for_fonts() -> None:
         sheet.write_text(re.sub(r"@import url\(https://fonts\.[^)]*\);", "", sheet.read_text()))
 
 
+class _OwnPictures:
+    """Has the browser load no picture or film from elsewhere: one that an answer links to would tell its host who looks."""
+
+    _header = (b"content-security-policy", b"img-src 'self' data: blob:; media-src 'self' data: blob:")
+
+    def __init__(self, app: Any):
+        self._app = app
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        async def with_header(message: Any) -> None:
+            if message["type"] == "http.response.start":
+                message["headers"] = [*message.get("headers", []), self._header]
+            await send(message)
+
+        await self._app(scope, receive, with_header)
+
+
 def _save_time() -> None:
     """Three quarters of a log's time went into a type adapter that was built anew for each value of each record's metadata, and
     most of the rest into events for webhooks where there are none. Nor need answers be compressed that stay on one machine."""
@@ -50,4 +67,5 @@ SearchEngine.registered_classes[os.environ["ARGILLA_SEARCH_ENGINE"]] = Engine
 argilla.configure_redis = lambda: None  # looked up when the application starts
 run_jobs_here()
 _ask_nobody_for_fonts()
+app.add_middleware(_OwnPictures)
 _save_time()
