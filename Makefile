@@ -62,6 +62,7 @@ bench: setup .venv/peers
 	$(BIN)/python benchmarks/dedup.py
 	$(BIN)/python benchmarks/pair.py
 	$(BIN)/python benchmarks/reward_model.py
+	$(BIN)/python benchmarks/annotate.py 1000
 
 clean:
 	rm -rf .venv dist build

@@ -85,7 +85,7 @@ def by_turns(access: Access, records: list[Record]) -> None:
         ours = new(client, f"ours-{turn}")
         told["our log"].append(seconds(lambda ours=ours: push(client, ours, records, {}, suggest=False)))  # type: ignore[misc]
         theirs = sdk.datasets(name=new(client, f"sdk-{turn}").layout.name, workspace="dpo-data")
-        objects = [argilla.Record(id=one.id, fields=fields(one), metadata=metadata(one)) for one in records]
+        objects = [argilla.Record(id=one.id, fields=fields(one, markdown=True), metadata=metadata(one)) for one in records]
         with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):  # its progress bar
             told["SDK log"].append(seconds(lambda: theirs.records.log(objects)))  # noqa: B023
         told["our read"].append(seconds(lambda ours=ours: check(len(read(client, ours)), records)))  # type: ignore[misc]
