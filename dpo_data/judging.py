@@ -20,6 +20,8 @@ def judging(recipe: Recipe, run: RunDir, stage: str) -> Iterator[tuple[Judge, Le
         closing(Ledger(run.calls, stage, recipe.prices, limits.max_tokens_total, limits.max_cost, basis)) as ledger,
         closing(limits.judge.build(recipe.sample.engine, recipe.seed, ledger)) as judge,
     ):
+        if not run.stage(stage).shards():
+            ledger.decide_anew()
         yield judge, ledger
 
 

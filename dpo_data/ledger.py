@@ -32,7 +32,9 @@ CREATE TABLE IF NOT EXISTS calls (
     key TEXT PRIMARY KEY, stage TEXT, model TEXT NOT NULL, outputs TEXT NOT NULL,
     prompt_tokens INTEGER NOT NULL, cached_tokens INTEGER, completion_tokens INTEGER NOT NULL, cost REAL NOT NULL
 ) WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS decisions (key TEXT PRIMARY KEY, decision TEXT NOT NULL) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS decisions (
+    key TEXT PRIMARY KEY, stage TEXT NOT NULL, lasting INTEGER NOT NULL, decision TEXT NOT NULL
+) WITHOUT ROWID;
 """
 
 
@@ -49,8 +51,9 @@ class Prices(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Spent:
-    """Calls and their tokens. `cached_tokens` of the `prompt_tokens` had been read before; None where no engine told.
-    `cost` is in the unit of the prices, 0 where there are none."""
+    """Calls and their tokens; what took none, as a person's answer, is no call. `cached_tokens` of the
+    `prompt_tokens` had been read before; None where no engine told. `cost` is in the unit of the prices, 0 where there are
+    none."""
 
     calls: int = 0
     prompt_tokens: int = 0
@@ -98,14 +101,21 @@ class Ledger:
     def __call__(self, settings: Settings) -> Engine:
         return self.engine(settings)
 
-    def once(self, key: str, decide: Callable[[], Any]) -> Any:
-        """What `decide` says, as JSON; or what it said before, in this stage and on the same basis."""
-        key = content_id([self._stage, self._basis, key])
-        found = self._calls.execute("SELECT decision FROM decisions WHERE key = ?", (key,)).fetchone()
-        decision = found[0] if found else json.dumps(decide())
+    def once(self, key: str, decide: Callable[[], Any], lasting: bool = False) -> Any:
+        """What `decide` says, as JSON; or what it said before, in this stage and on the same basis. Where two processes
+        decide at the same time, the one that is done first has its way."""
+        key, select = content_id([self._stage, self._basis, key]), "SELECT decision FROM decisions WHERE key = ?"
+        found = self._calls.execute(select, (key,)).fetchone()
         if not found:
-            self._calls.execute("INSERT INTO decisions VALUES (?, ?)", (key, decision))
-        return json.loads(decision)
+            row = (key, self._stage, lasting, json.dumps(decide()))
+            self._calls.execute("INSERT OR IGNORE INTO decisions VALUES (?, ?, ?, ?)", row)
+            found = self._calls.execute(select, (key,)).fetchone()
+        return json.loads(found[0])
+
+    def decide_anew(self) -> None:
+        """Forget the stage's decisions, but for lasting ones: where none of its rows is written, none stands on them."""
+        if self._path.exists():
+            self._calls.execute("DELETE FROM decisions WHERE stage = ? AND NOT lasting", (self._stage,))
 
     @cached_property
     def _calls(self) -> sqlite3.Connection:
@@ -126,10 +136,11 @@ class Ledger:
         if not self._path.exists():
             return Spent()
         which = "stage = ?" if stage else "stage IS NOT NULL"
-        sums = "count(*), sum(prompt_tokens), sum(cached_tokens), sum(completion_tokens), sum(cost)"
+        summed = ("prompt_tokens + completion_tokens > 0", "prompt_tokens", "cached_tokens", "completion_tokens", "cost")
+        sums = ", ".join(f"sum({of})" for of in summed)
         found = self._calls.execute(f"SELECT {sums} FROM calls WHERE {which}", (stage,) if stage else ()).fetchone()
         calls, prompt, cached, completion, cost = found
-        return Spent(calls, prompt or 0, cached, completion or 0, cost or 0.0)
+        return Spent(calls or 0, prompt or 0, cached, completion or 0, cost or 0.0)
 
     def close(self) -> None:
         if "_calls" in self.__dict__:
@@ -155,7 +166,7 @@ class Ledger:
         self._calls.execute("INSERT OR REPLACE INTO calls VALUES (?, ?, ?, ?, ?, ?, ?, ?)", row)
         self._spent = replace(
             so_far,
-            calls=so_far.calls + 1,
+            calls=so_far.calls + (prompt + completion > 0),
             prompt_tokens=so_far.prompt_tokens + prompt,
             completion_tokens=so_far.completion_tokens + completion,
             cost=so_far.cost + cost,
@@ -211,6 +222,7 @@ class _Kept:
         self._settings, self._ledger = settings, ledger
         self._engine: Engine | None = None
         self._who: list[Any] = []
+        self._takes_tokens: bool = getattr(settings, "takes_tokens", True)
 
     def complete(self, requests: Iterable[Request | None], sampling: Sampling) -> Iterator[Completed]:
         """As any engine. Of requests that say the same, one is asked. Raises OverBudget, once what is on the way has come."""
@@ -234,7 +246,7 @@ class _Kept:
                     if len(known) >= 64:
                         yield None
                 else:
-                    while held := self._ledger.over(len(asked)):
+                    while held := self._ledger.over(len(asked)) if self._takes_tokens else None:
                         yield None
                     asked[key], keys[request.id] = [request], key
                     yield request

@@ -113,13 +113,14 @@ Engines = Callable[[Settings], Engine]
 """Makes an engine of an engine's table. What a judge is built with makes engines whose answers are kept and counted."""
 
 
-def once(engines: Engines, key: str, decide: Callable[[], Any]) -> Any:
-    """What `decide` says, a JSON value: the same again in a run that goes on, where what makes the engines keeps decisions.
+def once(engines: Engines, key: str, decide: Callable[[], Any], lasting: bool = False) -> Any:
+    """What `decide` says, a JSON value: the same again in a run that goes on, where what makes the engines keeps decisions. One
+    that is not `lasting` is made anew as long as no row that stands on it is written.
 
     For a choice over all prompts, of which a run that goes on sees those alone that are not finished.
     """
-    keep: Callable[[str, Callable[[], Any]], Any] | None = getattr(engines, "once", None)
-    return keep(key, decide) if keep else decide()
+    keep: Callable[[str, Callable[[], Any], bool], Any] | None = getattr(engines, "once", None)
+    return keep(key, decide, lasting) if keep else decide()
 
 
 def answer(engine: Engine, prompts: Iterable[Prompt], sampling: Sampling, seed: int, first: int = 0) -> Iterator[Sample]:

@@ -17,6 +17,7 @@ from dpo_data.share import SHIPPED
 
 sys.path.insert(0, str(SHIPPED))  # Prefect loads this file by its path, and would not find its neighbour
 
+import httpx
 from prefect import flow, task
 from prefect.artifacts import create_markdown_artifact
 from prefect.cache_policies import NO_CACHE
@@ -79,10 +80,10 @@ def _rank_all(recipe: Recipe, runs: list[RunDir]) -> State[Any]:
     for run in runs:
         try:
             awaited = None if run.stage("rank").manifest else rank(recipe, run)
-        except DpoDataError as error:
+            if awaited is None:
+                _announce(run)
+        except (DpoDataError, httpx.HTTPError) as error:
             awaited, failed = str(error), True
-        if awaited is None:
-            _announce(run)
         said.append(f"{run.path}: {awaited or 'ranked'}")
     message = "\n".join(said)
     return Failed(message=message) if failed else Completed(message=message)

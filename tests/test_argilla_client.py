@@ -107,10 +107,42 @@ def test_what_it_refuses_or_cannot_be(answer: httpx.Response, told: str) -> None
     assert told in refusal(answer).what
 
 
-@pytest.mark.parametrize("access", [Access("http://[::1", "k"), Access(URL, "schlüssel"), Access("http://x\0y", "k")])
+@pytest.mark.parametrize(
+    "access",
+    [
+        Access("http://[::1", "k"),
+        Access("http://x\0y", "k"),
+        *(Access(URL, key) for key in ("schlüssel", "sekret\n", "", "se kret")),
+    ],
+)
 def test_an_address_or_a_key_that_cannot_be_one(access: Access) -> None:
-    with pytest.raises(ArgillaError, match="cannot be one"):
+    with pytest.raises(ArgillaError, match="cannot be one") as error:
         Client(access)
+    assert "kret" not in str(error.value)
+
+
+def test_a_password_in_the_address_is_used_and_never_shown() -> None:
+    def refuses(request: httpx.Request) -> httpx.Response:
+        assert request.headers["Authorization"].startswith("Basic ")
+        return httpx.Response(401, json={"detail": "no"})
+
+    made = Client(Access("https://anna:sekret@argilla.example", "k"), httpx.MockTransport(refuses), lambda _: None)
+    with closing(made), pytest.raises(ArgillaError, match=r"://argilla\.example does not know") as error:
+        made.check()
+    assert "sekret" not in str(error.value) + made.url
+
+
+def test_an_answer_that_cannot_be_unpacked_is_not_asked_for_again() -> None:
+    asked: list[str] = []
+
+    def garbles(request: httpx.Request) -> httpx.Response:
+        asked.append(request.url.path)
+        return httpx.Response(200, headers={"Content-Encoding": "gzip"}, stream=httpx.ByteStream(b"no gzip"))
+
+    made = Client(Access(URL, "k"), httpx.MockTransport(garbles), lambda _: None)
+    with closing(made), pytest.raises(ArgillaError, match="cannot be reached"):
+        made.check()
+    assert len(asked) == 1
 
 
 def test_an_address_without_a_scheme() -> None:

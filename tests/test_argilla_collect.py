@@ -346,6 +346,12 @@ class TestSuggestions:
         assert not desk.record("p")["suggestions"]
         desk.run([self.SCORED], suggest=True)
         assert desk.record("p")["suggestions"] and desk.record("p")["metadata"]["margin"] == 1.5
+        desk.run([self.SCORED])
+        assert not desk.record("p")["suggestions"], "switched off"
+        desk.run([self.SCORED], suggest=True)
+        other = group("p", "one", "another", "three", scores=[0.5, None, 0.5])
+        desk.run([other], suggest=True)
+        assert not desk.record("p")["suggestions"], "those of a text that is gone"
 
 
 class TestWhenItIsOver:

@@ -11,6 +11,7 @@ import pytest
 from argilla_server import LocalArgilla
 from desk import Desk, group, order_of, person, ranked
 
+from dpo_data.argilla.access import credentials
 from dpo_data.argilla.records import records_of
 from dpo_data.errors import ArgillaError, InputError, TemplateError
 from dpo_data.judges.argilla import Argilla
@@ -92,12 +93,31 @@ class TestDataset:
         form = {"username": anna, "password": users[anna]["password"]}
         assert desk.ask("POST", "token", data=form)["access_token"]
 
+    def test_passwords_of_an_argilla_elsewhere_lie_apart(
+        self, desk: Desk, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        anna, home = person(), tmp_path / "home"
+        monkeypatch.setenv("ARGILLA_API_URL", desk.argilla.url)
+        monkeypatch.setenv("ARGILLA_API_KEY", f" {desk.argilla.key}\n")
+        desk.run([THREE], annotators=[anna], home=str(home))
+        (path,) = home.glob("*.json")
+        assert path.name == f"users-{desk.argilla.url.removeprefix('http://').replace(':', '-')}.json"
+        assert stat.S_IMODE(path.stat().st_mode) == 0o600 and stat.S_IMODE(home.stat().st_mode) == 0o700
+        form = {"username": anna, "password": json.loads(path.read_text())["users"][anna]["password"]}
+        assert desk.ask("POST", "token", data=form)["access_token"]
+        assert credentials(home) is None, "no server of this machine's own has its home there"
+
     @pytest.mark.parametrize(
         ("first", "then", "told"),
         [
             ({}, {"question": "rating"}, "question 'rating_1' is not there in it, and of type rating with 1, 2, 3, 4, 5"),
             ({"comment": True}, {}, "question 'comment' is of type text in it, and not there by the recipe"),
             ({"min_submitted": 2}, {"min_submitted": 1}, "min_submitted is 2 in it, and 1 by the recipe"),
+            (
+                {"markdown": False},
+                {},
+                "field 'prompt' is of type chat, as it is in it, and of type chat, as Markdown by the recipe",
+            ),
         ],
     )
     def test_a_dataset_that_asks_something_else_is_refused(

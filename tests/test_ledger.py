@@ -9,7 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import pytest
 from chat_server import Reply, Scripted, said, serving
@@ -261,6 +261,36 @@ def test_what_was_decided_once_holds_on_the_same_basis(tmp_path: Path) -> None:
     assert [other.once("choice", lambda: "anew") for other in others] == [["a", 1], "anew", "anew"]
     assert ledger.once("another", lambda: None) is None and ledger.once("another", lambda: 1) is None
     assert ledger.spent() == Spent(), "a decision is no call"
+
+
+def test_where_no_row_stands_on_it_a_decision_is_made_anew(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path / "calls", "rank")
+    other = Ledger(tmp_path / "calls", "evaluate")
+    ledger.once("choice", lambda: "old")
+    ledger.once("fact", lambda: "old", lasting=True)
+    other.once("choice", lambda: "old")
+    ledger.decide_anew()
+    assert [ledger.once(key, lambda: "new") for key in ("choice", "fact")] == ["new", "old"]
+    assert other.once("choice", lambda: "new") == "old"
+
+
+def test_of_two_that_decide_at_once_the_first_has_its_way(tmp_path: Path) -> None:
+    first, second = Ledger(tmp_path / "calls", "rank"), Ledger(tmp_path / "calls", "rank")
+    assert first.once("choice", lambda: second.once("choice", lambda: "second")) == "second"
+    assert first.once("choice", lambda: "first") == "second"
+
+
+class AsAPerson(Counting):
+    takes_tokens: ClassVar[bool] = False
+
+
+def test_a_person_is_asked_whatever_tokens_are_left(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path / "calls", "rank", max_tokens=3)
+    assert answers(ledger, ask("a"))
+    with pytest.raises(OverBudget):
+        answers(ledger, ask("b"))
+    (answer,) = ledger.engine(AsAPerson()).complete([ask("c")], GREEDY)
+    assert answer.outputs
 
 
 def test_a_decision_stays_with_its_run(tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ class Access:
 def access(home: Path) -> Access:
     """ARGILLA_API_URL with ARGILLA_API_KEY, or else those of the server in `home` and its owner. Raises ArgillaError where
     there is neither."""
-    url, key = os.environ.get("ARGILLA_API_URL"), os.environ.get("ARGILLA_API_KEY")
+    url, key = (os.environ.get(name, "").strip() for name in ("ARGILLA_API_URL", "ARGILLA_API_KEY"))
     if url and key:
         return Access(url.rstrip("/"), key)
     if url or key:

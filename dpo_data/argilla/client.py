@@ -5,6 +5,7 @@ Every call of ours may be made again: records are upserted by their external id,
 
 import logging
 import random
+import re
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -23,7 +24,13 @@ RETRIED = frozenset({429, 500, 502, 503, 504})
 PAUSES = (0.5, 1.0, 2.0, 4.0)
 """Seconds before each further try, give or take a quarter."""
 LONGEST_PAUSE = 60.0
+LASTING = (httpx.UnsupportedProtocol, httpx.LocalProtocolError, httpx.DecodingError)
+"""What another try cannot mend."""
 TIMEOUT = httpx.Timeout(60, connect=10)
+
+_KEY = re.compile(r"[!-~]+")
+_USERINFO = re.compile(r"//[^/@]*@")
+"""A user and password in an address, which are never shown."""
 
 
 class Client:
@@ -32,15 +39,15 @@ class Client:
     def __init__(
         self, access: Access, transport: httpx.BaseTransport | None = None, pause: Callable[[float], None] = time.sleep
     ):
-        self.url, self._pause = access.url, pause
+        self.url, self._pause = _USERINFO.sub("//", access.url), pause
         headers = {"X-Argilla-Api-Key": access.key, "Content-Type": "application/json"}
+        remedy = "Check ARGILLA_API_URL and ARGILLA_API_KEY."
+        if not _KEY.fullmatch(access.key):
+            raise ArgillaError("Argilla's API key cannot be one: it holds blanks, line ends or letters beyond ASCII", remedy)
         try:
-            headers["X-Argilla-Api-Key"].encode("ascii")
             self._http = httpx.Client(base_url=f"{access.url}/api/v1/", headers=headers, timeout=TIMEOUT, transport=transport)
         except (httpx.InvalidURL, UnicodeError) as error:
-            raise ArgillaError(
-                f"Argilla's address or key cannot be one: {error}", "Check ARGILLA_API_URL and ARGILLA_API_KEY."
-            ) from None
+            raise ArgillaError(f"Argilla's address cannot be one: {error}", remedy) from None
 
     def close(self) -> None:
         self._http.close()
@@ -60,8 +67,8 @@ class Client:
         for pause in (*PAUSES, None):
             try:
                 answer = self._http.request(method, path, **more)
-            except httpx.TransportError as error:
-                if pause is None or isinstance(error, httpx.UnsupportedProtocol):
+            except httpx.RequestError as error:
+                if pause is None or isinstance(error, LASTING):
                     raise self._unreached(error) from None
                 log.warning("argilla: %s %s: %r; once more", method, path, error)
             else:
@@ -98,7 +105,7 @@ class Client:
     def _no_argilla(self, why: str) -> ArgillaError:
         return ArgillaError(f"What answers at {self.url} is no Argilla: {why}", "Set ARGILLA_API_URL to the UI's address.")
 
-    def _unreached(self, error: httpx.TransportError) -> ArgillaError:
+    def _unreached(self, error: httpx.RequestError) -> ArgillaError:
         said = "it takes too long to answer" if isinstance(error, httpx.TimeoutException) else str(error) or repr(error)
         return ArgillaError(
             f"Argilla at {self.url} cannot be reached: {said}",

@@ -140,9 +140,15 @@ Asks = dict[str, Any]
 
 
 def _asks(fields: list[dict[str, Any]], questions: list[dict[str, Any]], min_submitted: int) -> Asks:
-    shown = {f"field {one['name']!r}": f"of type {one['settings']['type']}" for one in fields}
+    shown = {
+        f"field {one['name']!r}": f"of type {one['settings']['type']}, {_LOOKS[bool(one['settings'].get('use_markdown'))]}"
+        for one in fields
+    }
     asked = {f"question {one['name']!r}": _kind(one) for one in questions}
     return {**shown, **asked, "min_submitted": min_submitted}
+
+
+_LOOKS = ("as it is", "as Markdown")
 
 
 def _kind(question: dict[str, Any]) -> str:

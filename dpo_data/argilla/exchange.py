@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any, Literal
 
@@ -36,13 +36,14 @@ class Response:
 @dataclass(frozen=True, slots=True)
 class Standing:
     """A record as it stands in Argilla. `order`: completion ids as shown; `shown`: a hash of its fields; `told`: of its
-    metadata."""
+    metadata; `suggestions`: the path of what is `suggested`, to delete it."""
 
     order: list[str]
     shown: str
     told: str
     suggested: dict[str, Any]
     responses: list[Response]
+    suggestions: str = ""
 
 
 NOTHING = Standing([], "", "", {}, [])
@@ -98,7 +99,9 @@ def _standing(item: dict[str, Any], names: dict[str, str]) -> Standing:
         for one in item.get("responses") or []
     ]
     order = str(told.get("answers") or "").split(",")
-    return Standing(order, content_id(item["fields"]), content_id(told), suggested, responses)
+    ids = ",".join(one["id"] for one in item.get("suggestions") or [])
+    where = f"records/{item['id']}/suggestions?ids={ids}" if ids else ""
+    return Standing(order, content_id(item["fields"]), content_id(told), suggested, responses, where)
 
 
 def _timed(found: dict[str, Standing]) -> dict[str, Standing]:
@@ -113,10 +116,7 @@ def _timed(found: dict[str, Standing]) -> dict[str, Standing]:
         last = before[one.user].get(one.at)
         return Response(one.user, one.status, one.values, one.at, (one.at - last).total_seconds() if last else None)
 
-    return {
-        id: Standing(one.order, one.shown, one.told, one.suggested, [timed(response) for response in one.responses])
-        for id, one in found.items()
-    }
+    return {id: replace(one, responses=[timed(response) for response in one.responses]) for id, one in found.items()}
 
 
 def push(client: Client, dataset: Dataset, records: Iterable[Record], there: dict[str, Standing], suggest: bool) -> int:
@@ -124,6 +124,7 @@ def push(client: Client, dataset: Dataset, records: Iterable[Record], there: dic
     ArgillaError where people answered a text that has changed since."""
     sent = 0
     wanted = (out for record in records if (out := _to_send(record, there.get(record.id), dataset, suggest)))
+    wanted = (_without_suggestions(client, record, there.get(record.id)) for record in wanted)
     for batch in _batches(as_json(body(record, dataset, suggest)) for record in wanted):
         client.put(f"datasets/{dataset.id}/records/bulk", b'{"items":[' + b",".join(batch) + b"]}")
         sent += len(batch)
@@ -147,8 +148,15 @@ def _to_send(record: Record, standing: Standing | None, dataset: Dataset, sugges
             "Name another dataset under rank.judge, or delete that record in Argilla to ask anew.",
         )
     fills = suggestion(same, dataset.layout.question) if suggest else {}
-    changed = changed or content_id(metadata(same)) != standing.told or bool(fills and fills != standing.suggested)
+    changed = changed or content_id(metadata(same)) != standing.told or fills != standing.suggested
     return same if changed else None
+
+
+def _without_suggestions(client: Client, record: Record, standing: Standing | None) -> Record:
+    """The same record, whose old suggestions are gone: an upsert would leave those for which it has none."""
+    if standing and standing.suggestions:
+        client.ask("DELETE", standing.suggestions)
+    return record
 
 
 def _batches(items: Iterable[bytes]) -> Iterator[list[bytes]]:

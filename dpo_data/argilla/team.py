@@ -2,10 +2,11 @@
 
 import json
 import logging
+import re
 import secrets
 from pathlib import Path
 
-from dpo_data.argilla.access import write_private
+from dpo_data.argilla.access import credentials, write_private
 from dpo_data.argilla.client import Client
 from dpo_data.argilla.lock import held
 from dpo_data.errors import ArgillaError
@@ -15,7 +16,7 @@ log = logging.getLogger(__name__)
 
 def gather(client: Client, workspace: str, names: list[str], home: Path) -> None:
     """Give each of these an annotator's account, where there is none, and a place in the workspace. A new one's password is
-    kept in the home's credentials.json."""
+    kept in the home: in credentials.json, or, of an Argilla that is not the home's own, in a file that names its host."""
     if not names:
         return
     there = {user["username"] for user in client.get(f"workspaces/{workspace}/users")["items"]}
@@ -41,9 +42,17 @@ def names_of(client: Client, workspace: str) -> dict[str, str]:
     return {user["id"]: user["username"] for user in [me, *users]}
 
 
+def book(url: str, home: Path) -> str:
+    """The name of the file that keeps the passwords of an Argilla's people."""
+    known = credentials(home)
+    own = known is not None and known["api_url"] == url
+    return "credentials.json" if own else f"users-{re.sub(r'[^A-Za-z0-9.-]+', '-', url.partition('//')[2])}.json"
+
+
 def _made(client: Client, name: str, home: Path) -> str:
     """A new user's id. The password is on the disk before anybody can have it."""
-    path = home / "credentials.json"
+    home.mkdir(mode=0o700, parents=True, exist_ok=True)
+    path = home / book(client.url, home)
     with held(home / "credentials.lock"):
         try:
             known = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}

@@ -176,10 +176,10 @@ class ArgillaJudge:
         bodies = [content_id(body(record, dataset, self.settings.suggest)) for record in records()]
         pushed = f"{dataset.id} has {content_id(bodies)}"
         if not is_answered(client, dataset) and count(client, dataset) >= len(bodies):
-            once(self.engines, pushed, lambda: len(synchronize()))
+            once(self.engines, pushed, lambda: len(synchronize()), lasting=True)
             return {}
         there = synchronize()
-        once(self.engines, pushed, lambda: len(there))
+        once(self.engines, pushed, lambda: len(there), lasting=True)
         return there
 
     def _collect(self, asked: Spool[Sample], board: Board, prompts: int) -> Iterator[Ranking]:

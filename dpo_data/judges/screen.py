@@ -30,7 +30,10 @@ def watched() -> bool:
     """Whether somebody sits at standard input and output, and this process may read what they type."""
     if any(stream is None or not stream.isatty() for stream in (sys.stdin, sys.stdout)):
         return False
-    return os.tcgetpgrp(sys.stdin.fileno()) == os.getpgrp()
+    try:
+        return os.tcgetpgrp(sys.stdin.fileno()) == os.getpgrp()
+    except OSError:  # a terminal, and not the one that controls this process
+        return False
 
 
 def press(page: Page, menu: str, keys: Iterable[str]) -> str:

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -57,6 +57,7 @@ class Terminal(Settings):
 class Person(Settings):
     """Somebody who is asked as an engine is. `ask` shows a request and waits for the key."""
 
+    takes_tokens: ClassVar[bool] = False
     type: Literal["person"] = "person"
     annotator: str | None
     ask: Callable[[Request], Completed] = Field(exclude=True)
