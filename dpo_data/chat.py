@@ -6,6 +6,7 @@ of ours.
 
 import json
 import os
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import closing
 from functools import partial
@@ -39,6 +40,8 @@ class ChatClient:
         self.base_url, self.model = base_url, model
         self._key_env, self._concurrency, self._logprobs, self._structured = key_env, concurrency, logprobs, structured
         key = os.environ.get(key_env, "").strip() or "none"
+        if not re.fullmatch("[!-~]+", key):
+            raise EngineError(f"{key_env} cannot be a key: it holds blanks, line ends or letters beyond ASCII", "Set it anew.")
         headers = {"Authorization": f"Bearer {key}", "User-Agent": "dpo-data"}
         self._wire = partial(Wire, f"{base_url.rstrip('/')}/chat/completions", headers, retries, timeout)
         try:

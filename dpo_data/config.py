@@ -105,7 +105,7 @@ class Pair(Settings):
 class Audit(Settings):
     """How far the judge can be trusted. `labels`: what people say of a slice, a JSON line each: `prompt_id`, `annotator`, and
     `scores` by completion id (higher is better, equal is a tie). `groups`: annotators by the name of their group, each in no
-    more than one; groups whose preferences differ are pointed out."""
+    more than one; groups whose preferences differ are pointed out, if each has two people who answered the same prompts."""
 
     labels: str | None = None
     groups: dict[str, list[str]] = {}

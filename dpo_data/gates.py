@@ -67,13 +67,16 @@ def _values(audit: Audit | None, pairs: int | None) -> dict[str, float | None]:
 
 
 def _agreement(audit: Audit) -> float | None:
-    """With people: on a cascade's calibration slice, else on the labelled prompts. Without people: of a cascade's judges on the
-    slice, else of the two judges who agree least, over all prompts that both ranked."""
+    """With people: on a cascade's calibration slice, else on the labelled prompts; what they say of prompts that the judge was
+    unsure of tells nothing of the others. Without people: of a cascade's judges on the slice, else of the two judges who agree
+    least, over all prompts that both ranked."""
     slice = audit.route.calibration if audit.route else None
     if slice and audit.route and (audit.route.people or not audit.people):
         return _value(slice.tau)
     if audit.people:
         return _value(audit.people.judge.tau)
+    if audit.route and audit.route.people:
+        return None
     return min((members.agreement.value for members in audit.members if members.agreement), default=None)
 
 

@@ -23,6 +23,9 @@ BUSY = frozenset({408, 409, 429})
 LONGEST = 8.0
 """The longest pause before a request is made again, in seconds, where the server does not say when to come."""
 
+LOCAL = frozenset({"localhost", "127.0.0.1", "::1"})
+"""Hosts that are this machine: no proxy is asked for them, which could not reach them, and would read prompts and key."""
+
 FAILURES = (OSError, HTTPException)
 """What is raised where no answer came: refused, broken off, or too late."""
 
@@ -82,17 +85,18 @@ class Wire:
     def _connect(self, place: SplitResult) -> HTTPConnection:
         """The connection, which opens with the first request; through the environment's proxy, where there is one."""
         host, secure = place.hostname or "", place.scheme == "https"
-        proxy = None if proxy_bypass(host) else getproxies().get(place.scheme)
+        port = place.port or (443 if secure else 80)
+        proxy = None if host in LOCAL or proxy_bypass(host) else getproxies().get(place.scheme)
         to = urlsplit(proxy if "://" in proxy else f"http://{proxy}") if proxy else place
-        near = to.hostname or ""
+        near, at = (to.hostname or "", to.port or 80) if proxy else (host, port)
         if not secure:
             if proxy:
                 self._path = place.geturl()
                 self._headers |= _authorization(to)
-            return HTTPConnection(near, to.port, timeout=self._timeout)
-        connection = HTTPSConnection(near, to.port, timeout=self._timeout, context=_context())
+            return HTTPConnection(near, at, timeout=self._timeout)
+        connection = HTTPSConnection(near, at, timeout=self._timeout, context=_context())
         if proxy:
-            connection.set_tunnel(host, place.port, _authorization(to))
+            connection.set_tunnel(host, port, _authorization(to))
         return connection
 
 

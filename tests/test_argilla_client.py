@@ -160,6 +160,16 @@ def web() -> Iterator[str]:
     server.server_close()
 
 
+def test_this_machine_is_not_asked_through_a_proxy(web: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which could not reach it, and would read the key."""
+    for name in ("no_proxy", "NO_PROXY", "all_proxy", "ALL_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
+    with closing(Client(Access(web, "k"), pause=lambda _: None)) as made, pytest.raises(ArgillaError, match="no Argilla"):
+        made.check()
+
+
 def test_another_web_server_is_no_argilla(web: str, capfd: pytest.CaptureFixture[str]) -> None:
     with closing(Client(Access(web, "k"))) as made, pytest.raises(ArgillaError, match="is no Argilla"):
         made.check()

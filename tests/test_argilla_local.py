@@ -164,6 +164,26 @@ def test_an_install_that_was_killed_is_redone_and_two_at_once_make_one(tiny: Cal
     assert environment.environment() == folder / "bin" / "python" and (folder / "complete").stat().st_mtime_ns == stamp
 
 
+def test_what_lies_on_the_pythonpath_is_not_taken_for_installed(
+    tiny: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tiny("2.8.0")
+    about = tmp_path / "elsewhere" / "argilla_server-2.8.0.dist-info"
+    about.mkdir(parents=True)
+    (about / "METADATA").write_text("Metadata-Version: 2.1\nName: argilla-server\nVersion: 2.8.0\n")
+    monkeypatch.setenv("PYTHONPATH", str(about.parent))
+    monkeypatch.setenv("PIP_TARGET", str(tmp_path / "target"))
+    assert environment.environment() == folder / "bin" / "python"
+    assert list(folder.glob("lib/*/site-packages/argilla_server-2.8.0.dist-info"))
+
+
+def test_a_home_that_cannot_be_one_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    for ask in (local.running, local.down, lambda home: local.up(home, 0)):
+        with pytest.raises(ArgillaError, match="file"):
+            ask(tmp_path / "file")
+
+
 def test_another_version_of_the_server_is_refused(tiny: Callable[[str], Path]) -> None:
     folder = tiny("2.7.1")
     for _ in range(2):

@@ -286,7 +286,7 @@ def test_every_command_of_the_page_is_one() -> None:
         r"^(?:\$ )?dpo-data (.*?)(?: *#.*)?$|`dpo-data ([^`]*)`", PAGE.replace("`dpo-data\n", "`dpo-data "), re.MULTILINE
     )
     commands = [first or second for first, second in said if not (first or second).startswith("error")]
-    assert {"argilla up", "run mine.toml", "argilla down", "argilla user add dora", "deploy"} <= set(commands)
+    assert {"argilla up", "run mine.toml", "argilla down", "argilla user add emil", "deploy"} <= set(commands)
     for command in commands:
         words = command.split()
         parser().parse_args([*words, "recipe.toml"] if words == ["run"] or words == ["plan"] else words)

@@ -88,10 +88,13 @@ def test_agreement_is_with_people_where_they_labelled() -> None:
         (route(0.3, 0.9, people=False), 0.5, 0.5),  # people before another judge
         (route(0.3, 0.9, people=False), None, 0.3),
         (route(None, 0.9, people=True), 0.5, 0.5),
-        (route(None, 0.9, people=True), None, 0.7),  # no slice
+        (route(None, 0.9, people=True), None, None),  # no slice: what the judge was unsure of says nothing of the rest
+        (route(None, 0.9, people=False), None, 0.7),
     ],
 )
-def test_agreement_is_that_of_the_slice_where_there_is_one(of_route: Route, labels: float | None, agreement: float) -> None:
+def test_agreement_is_that_of_the_slice_where_there_is_one(
+    of_route: Route, labels: float | None, agreement: float | None
+) -> None:
     labelled = None if labels is None else people(labels)
     assert values(audited(members=[members(0.7)], people=labelled, route=of_route))["min_agreement"] == agreement
 

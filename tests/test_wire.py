@@ -162,9 +162,8 @@ def test_a_proxy_of_the_environment_is_used(monkeypatch: pytest.MonkeyPatch, use
         monkeypatch.setenv("http_proxy", f"http://{user}127.0.0.1:{proxy.port}")
         with closing(Wire("http://model.example:81/v1/chat", {}, 0, 30)) as line:
             assert line.post(b"{}").status == 200
-        monkeypatch.setenv("no_proxy", "127.0.0.1")
         with raw() as server, closing(to(server)) as line:
-            line.post(b"{}")
+            line.post(b"{}")  # this machine is asked without
     assert proxy.requests[0].startswith(b"POST http://model.example:81/v1/chat HTTP/1.1\r\n") and len(proxy.requests) == 1
     assert b"Host: model.example:81\r\n" in proxy.requests[0]
     assert (b"Proxy-Authorization: Basic bWU6cEBzcw==\r\n" in proxy.requests[0]) == bool(user)
@@ -233,6 +232,23 @@ def test_certificates_that_are_not_there_are_told(monkeypatch: pytest.MonkeyPatc
     with pytest.raises(EngineError, match=r"No such file.*SSL_CERT_FILE"):
         Server(base_url="https://127.0.0.1:9/v1", model="m").build()
     wire._context.cache_clear()
+
+
+@pytest.mark.parametrize("key", ["“sekret”", "sekret\nsekret", "se kret"])
+def test_a_key_that_cannot_be_one_is_not_shown(monkeypatch: pytest.MonkeyPatch, key: str) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", key)
+    with pytest.raises(EngineError, match="OPENAI_API_KEY cannot be a key") as error:
+        Server(base_url="http://127.0.0.1:9/v1", model="m").build()
+    assert "kret" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("url", "host", "port"),
+    [("http://[::1]/v1", "::1", 80), ("https://model.example/v1", "model.example", 443), ("http://x:8000/v1", "x", 8000)],
+)
+def test_who_is_connected_to(url: str, host: str, port: int) -> None:
+    connection = Wire(url, {}, 0, 30)._connection
+    assert (connection.host, connection.port) == (host, port)
 
 
 def test_a_key_with_a_line_end_is_a_key(monkeypatch: pytest.MonkeyPatch) -> None:

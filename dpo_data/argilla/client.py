@@ -28,6 +28,8 @@ LASTING = (httpx.UnsupportedProtocol, httpx.LocalProtocolError, httpx.DecodingEr
 """What another try cannot mend."""
 TIMEOUT = httpx.Timeout(60, connect=10)
 
+LOCAL = frozenset({"localhost", "127.0.0.1", "::1"})
+"""Hosts that are this machine: no proxy is asked for them, which could not reach them, and would read the key."""
 _KEY = re.compile(r"[!-~]+")
 _USERINFO = re.compile(r"//[^/@]*@")
 """A user and password in an address, which are never shown."""
@@ -45,7 +47,8 @@ class Client:
         if not _KEY.fullmatch(access.key):
             raise ArgillaError("Argilla's API key cannot be one: it holds blanks, line ends or letters beyond ASCII", remedy)
         try:
-            self._http = httpx.Client(base_url=f"{access.url}/api/v1/", headers=headers, timeout=TIMEOUT, transport=transport)
+            base, trust_env = f"{access.url}/api/v1/", httpx.URL(access.url).host not in LOCAL
+            self._http = httpx.Client(base_url=base, headers=headers, timeout=TIMEOUT, transport=transport, trust_env=trust_env)
         except (httpx.InvalidURL, UnicodeError) as error:
             raise ArgillaError(f"Argilla's address cannot be one: {error}", remedy) from None
 

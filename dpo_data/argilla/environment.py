@@ -19,6 +19,8 @@ from dpo_data.errors import ArgillaError
 VERSION = "2.8.0"
 """Of argilla-server. The code in `server/` stands in for parts of this very version."""
 REQUIREMENTS = Path(__file__).parent / "server" / "requirements.txt"
+ELSEWHERE = frozenset({"PIP_TARGET", "PIP_USER", "PIP_PREFIX", "PIP_ROOT"})
+"""Settings that have pip install into another place. PYTHONPATH goes too: what lies there pip takes for installed."""
 PYTHONS = ((3, 11), (3, 12))
 """Those for which every requirement has a wheel."""
 
@@ -48,7 +50,7 @@ def is_made() -> bool:
 
 def where() -> Path:
     """The environment's folder: another one for other requirements or another Python."""
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache").absolute()
     pins = hashlib.sha256(REQUIREMENTS.read_bytes()).hexdigest()[:8]
     return cache / "dpo-data" / f"argilla-server-{VERSION}-{sysconfig.get_python_version().replace('.', '')}-{pins}"
 
@@ -57,13 +59,14 @@ def _make(folder: Path, lock: int) -> None:
     """Everything from wheels: nothing is built. The installer holds the lock too, so that nobody interferes with it where it
     outlives this process."""
     shutil.rmtree(folder, ignore_errors=True)
+    plain = {key: value for key, value in os.environ.items() if not key.startswith("PYTHON") and key not in ELSEWHERE}
     pip = [str(folder / "bin" / "python"), "-m", "pip", "--disable-pip-version-check", "install", "-q", "--no-deps"]
     for command in (
         [sys.executable, "-m", "venv", str(folder)],
         [*pip, "--only-binary=:all:", "-r", str(REQUIREMENTS)],
     ):
         done = subprocess.run(
-            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False, pass_fds=(lock,)
+            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False, pass_fds=(lock,), env=plain
         )
         if done.returncode:
             last = (done.stdout.strip().splitlines() or [f"exit code {done.returncode}"])[-1]

@@ -148,6 +148,8 @@ def _made(home: Path, python: Path, lock: IO[str]) -> dict[str, Any]:
         return _known(home)
     known = credentials(home)
     if known is None or known["users"]:  # those of a database that is gone
+        if known:
+            os.replace(home / "credentials.json", home / f"credentials.{time.time_ns()}.json")
         known = {"username": OWNER, "password": secrets.token_urlsafe(12), "api_key": secrets.token_urlsafe(24), "users": {}}
     making = home / "making"
     making.mkdir(mode=0o700)

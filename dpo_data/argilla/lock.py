@@ -8,6 +8,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
+from dpo_data.errors import ArgillaError
+
 
 @contextmanager
 def held(path: Path) -> Iterator[int]:
@@ -36,11 +38,17 @@ def only_one(path: Path) -> Iterator[IO[str] | None]:
 
 
 def who(path: Path) -> dict[str, Any] | None:
-    """What the server that holds the lock wrote there, as JSON; None where nobody holds it, or has not written yet."""
-    with suppress(FileNotFoundError), path.open() as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            said = file.read()
-            return json.loads(said) if said.endswith("}") else None
+    """What the server that holds the lock wrote there, as JSON; None where nobody holds it, or has not written yet. Raises
+    ArgillaError where its folder cannot be read."""
+    try:
+        with suppress(FileNotFoundError), path.open() as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                said = file.read()
+                return json.loads(said) if said.endswith("}") else None
+    except OSError as error:
+        raise ArgillaError(
+            f"{path.parent} cannot be an Argilla's home: {error.strerror}", "Name another one with --home."
+        ) from None
     return None
