@@ -20,6 +20,7 @@ from hub import HubServer
 from dpo_data.config import Recipe, parse
 
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores Ctrl-C, and so would our children
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # as nohup does a closed terminal
 settings.register_profile("shared machine", deadline=None, max_examples=60)  # what is slow there is the neighbours
 settings.load_profile("shared machine")
 
@@ -59,6 +60,32 @@ def argilla(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalArgilla]:
     """A real Argilla server with its web UI, which all tests share: let each make datasets of its own."""
     with serving(tmp_path_factory.mktemp("argilla")) as server:
         yield server
+
+
+@pytest.fixture(scope="session")
+def prefect_server(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """A Prefect server such as the script starts for itself, with an empty database, as the environment that names it. One for
+    all tests that run flows in this process: Prefect keeps sending events to the first that it has known."""
+    from flows.sample_and_train import start_server
+
+    with pytest.MonkeyPatch.context() as patch:
+        home = str(tmp_path_factory.mktemp("prefect"))
+        patch.setenv("PREFECT_HOME", home)
+        patch.setenv("PREFECT_API_URL", "")
+        return {"PREFECT_HOME": home, "PREFECT_API_URL": start_server()}
+
+
+@pytest.fixture(scope="module")
+def on_prefect(prefect_server: dict[str, str]) -> Iterator[None]:
+    """Flows of the module run on that server."""
+    from prefect.context import refresh_global_settings_context
+
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in prefect_server.items():
+            patch.setenv(name, value)
+        refresh_global_settings_context()
+        yield
+    refresh_global_settings_context()
 
 
 @pytest.fixture

@@ -199,7 +199,7 @@ def test_a_server_that_is_killed_in_the_middle_of_a_push(
     again = back(mortal)
     again.workspace = desk.workspace
     sent = len(again.records())
-    assert 100 <= sent < 300 and sent % 100 == 0, "a batch is there, or it is not"
+    assert 100 <= sent <= 300 and sent % 100 == 0, "a batch is there, or it is not; the last one perhaps unheard of"
     assert again.run(ASKED)[1].startswith("300 of 300 await")
     assert len({one["external_id"] for one in again.records()}) == len(again.records()) == 300
 

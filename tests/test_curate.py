@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,6 @@ import pytest
 from awaited import URL, answer, asking
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import State
-from prefect.context import refresh_global_settings_context
 from prefect.settings import PREFECT_API_URL
 
 from dpo_data.config import Recipe, dump
@@ -28,19 +27,10 @@ from dpo_data.rank import rank
 from dpo_data.rundir import FOLDERS, RunDir
 from dpo_data.share import SHIPPED
 from flows import curate
-from flows import sample_and_train as script
 from flows.curate import collect, push
 from flows.sample_and_train import sample_and_train
 
-
-@pytest.fixture(scope="module", autouse=True)
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The address of a real server with an empty database."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PREFECT_HOME", str(tmp_path_factory.mktemp("prefect")))
-        patch.setenv("PREFECT_API_URL", "")
-        yield script.start_server()
-    refresh_global_settings_context()
+pytestmark = pytest.mark.usefixtures("on_prefect")
 
 
 @pytest.fixture

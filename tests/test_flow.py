@@ -14,7 +14,6 @@ from typing import Any
 import httpx
 import psutil
 import pytest
-from prefect.context import refresh_global_settings_context
 from prefect.settings import PREFECT_API_URL
 
 from dpo_data import config, pipeline
@@ -29,14 +28,7 @@ from flows.sample_and_train import sample_and_train
 SCRIPT = [sys.executable, str(Path(script.__file__))]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The address of a server such as the script starts for itself, with an empty database."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PREFECT_HOME", str(tmp_path_factory.mktemp("prefect")))
-        patch.setenv("PREFECT_API_URL", "")
-        yield script.start_server()
-    refresh_global_settings_context()
+pytestmark = pytest.mark.usefixtures("on_prefect")
 
 
 def ask(path: str, **body: Any) -> Any:
