@@ -186,7 +186,7 @@ def back(mortal: LocalArgilla) -> Desk:
     return Desk(LocalArgilla(access.url, access.key, mortal.home, mortal.username, mortal.password))
 
 
-@pytest.mark.parametrize("delay", [0.0, 0.05, 0.3])
+@pytest.mark.parametrize("delay", [0.0, 0.05, 0.15])
 def test_a_server_that_is_killed_in_the_middle_of_a_push(
     mortal: LocalArgilla, monkeypatch: pytest.MonkeyPatch, delay: float
 ) -> None:
@@ -218,6 +218,34 @@ def test_a_server_that_is_killed_in_the_middle_of_a_collect(mortal: LocalArgilla
     again.workspace = desk.workspace
     given, waits = again.run(ASKED[:50])
     assert given.keys() == {"p3", "p40"} and waits.startswith("48 of 50") and len(again.records()) == 50
+
+
+def test_a_server_that_answers_too_slowly(mortal: LocalArgilla, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is held in the middle of a push, and goes on later with what was sent to it."""
+    desk = back(mortal)
+    server = who(mortal.home / "lock")
+    assert server is not None
+    ask, batches = Client.ask, list[str]()
+
+    def asking(self: Client, method: str, path: str, **more: Any) -> Any:
+        if path.endswith("records/bulk"):
+            batches.append(path)
+            if len(batches) == 2:
+                os.kill(server["pid"], signal.SIGSTOP)
+        return ask(self, method, path, **more)
+
+    try:
+        with monkeypatch.context() as patched:
+            patched.setattr(exchange, "BATCH", 100)
+            patched.setattr(Client, "ask", asking)
+            patched.setattr("dpo_data.argilla.client.PAUSES", (0.1,))
+            patched.setattr("dpo_data.argilla.client.TIMEOUT", httpx.Timeout(3))
+            with pytest.raises(ArgillaError, match=r"it takes too long to answer.*run again: what it has is kept"):
+                desk.run(ASKED)
+    finally:
+        os.kill(server["pid"], signal.SIGCONT)
+    assert desk.run(ASKED)[1].startswith("300 of 300 await")
+    assert len({one["external_id"] for one in desk.records()}) == len(desk.records()) == 300
 
 
 def test_a_server_that_comes_back_is_not_noticed(desk: Desk) -> None:
