@@ -34,7 +34,8 @@ class Deployed:
 
     def _request(self, method: str, path: str, **more: Any) -> httpx.Response:
         """A server that is busy is asked again, as Prefect's own client does."""
-        answered = (httpx.request(method, self.url + path, timeout=60, **more) for _ in range(100))
+        patience = 180 if method == "GET" else 60
+        answered = (httpx.request(method, self.url + path, timeout=patience, **more) for _ in range(100))
         return next(answer for answer in answered if answer.status_code != 503 or time.sleep(0.2))
 
     def prefect(self, *arguments: str) -> "subprocess.CompletedProcess[str]":
