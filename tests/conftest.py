@@ -15,6 +15,7 @@ os.environ["DO_NOT_TRACK"] = "1"
 os.environ["PREFECT_SERVER_ANALYTICS_ENABLED"] = "false"
 
 from argilla_server import LocalArgilla, serving
+from desk import Desk
 from hub import HubServer
 
 from dpo_data.config import Recipe, parse
@@ -60,6 +61,19 @@ def argilla(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalArgilla]:
     """A real Argilla server with its web UI, which all tests share: let each make datasets of its own."""
     with serving(tmp_path_factory.mktemp("argilla")) as server:
         yield server
+
+
+@pytest.fixture(autouse=True)
+def no_other_argilla(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No test speaks to the Argilla of whoever runs the tests."""
+    for name in ("ARGILLA_API_URL", "ARGILLA_API_KEY"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture
+def desk(argilla: LocalArgilla) -> Desk:
+    """A workspace at it in which nobody else works."""
+    return Desk(argilla)
 
 
 @pytest.fixture(scope="session")

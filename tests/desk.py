@@ -1,5 +1,6 @@
 """People at a real Argilla, for the tests of its judge: a workspace of their own, groups to ask about, and answers by REST."""
 
+import json
 import uuid
 from collections.abc import Iterable
 from pathlib import Path
@@ -26,6 +27,16 @@ def group(name: str, *texts: str, scores: Iterable[float | None] = (), source: s
         for at, (text, score) in enumerate(zip(texts, given, strict=True))
     ]
     return Sample(name, [{"role": "user", "content": f"What of {name}?"}], source, answers, None, **more)
+
+
+def scores(ranking: Ranking) -> dict[str, float | None]:
+    """By completion id."""
+    return dict(zip(ranking.completion_ids, ranking.scores, strict=True))
+
+
+def people(ranking: Ranking) -> list[dict[str, Any]]:
+    """What they said, by the transcript."""
+    return list(json.loads(ranking.transcript))
 
 
 class Desk:

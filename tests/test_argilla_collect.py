@@ -1,6 +1,5 @@
 """What people answered in a real Argilla comes back as they meant it: by ranks and ids, never by the order of options."""
 
-import json
 import random
 from collections.abc import Callable
 from contextlib import closing
@@ -11,8 +10,7 @@ from typing import Any
 
 import httpx
 import pytest
-from argilla_server import LocalArgilla
-from desk import Desk, group, order_of, person, prompt_of, ranked
+from desk import Desk, group, order_of, people, person, prompt_of, ranked, scores
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -31,25 +29,6 @@ from dpo_data.rows import Completion, Ranking, Sample, batched
 THREE = group("p", "one", "two", "three")
 RANKS = {"p.0": 3, "p.1": 1, "p.2": 2}
 REAL = Path(__file__).parents[2] / "shared" / "data" / "dpo_en_demo.json"
-
-
-@pytest.fixture(autouse=True)
-def no_other_argilla(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("ARGILLA_API_URL", "ARGILLA_API_KEY"):
-        monkeypatch.delenv(name, raising=False)
-
-
-@pytest.fixture
-def desk(argilla: LocalArgilla) -> Desk:
-    return Desk(argilla)
-
-
-def scores(ranking: Ranking) -> dict[str, float | None]:
-    return dict(zip(ranking.completion_ids, ranking.scores, strict=True))
-
-
-def people(ranking: Ranking) -> list[dict[str, Any]]:
-    return list(json.loads(ranking.transcript))
 
 
 def upside_down(ranks: dict[str, int]) -> dict[str, float]:

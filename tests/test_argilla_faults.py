@@ -28,17 +28,6 @@ from dpo_data.rundir import RunDir
 PROMPTS = 30
 
 
-@pytest.fixture(autouse=True)
-def no_other_argilla(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("ARGILLA_API_URL", "ARGILLA_API_KEY"):
-        monkeypatch.delenv(name, raising=False)
-
-
-@pytest.fixture
-def desk(argilla: LocalArgilla) -> Desk:
-    return Desk(argilla)
-
-
 @pytest.fixture(scope="module")
 def mortal(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalArgilla]:
     """A server that a test may kill."""

@@ -8,36 +8,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from argilla_server import LocalArgilla
 from desk import Desk, group, order_of, person, ranked
 
 from dpo_data.argilla.access import credentials
 from dpo_data.argilla.records import records_of
 from dpo_data.errors import ArgillaError, InputError, TemplateError
 from dpo_data.judges.argilla import Argilla
-from dpo_data.rows import Ranking, Sample, content_id
+from dpo_data.rows import Sample, content_id
 
 RANKS = {"p.0": 3, "p.1": 1, "p.2": 2}
 THREE = group("p", "one", "two", "three")
-
-
-@pytest.fixture(autouse=True)
-def no_other_argilla(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("ARGILLA_API_URL", "ARGILLA_API_KEY"):
-        monkeypatch.delenv(name, raising=False)
-
-
-@pytest.fixture
-def desk(argilla: LocalArgilla) -> Desk:
-    return Desk(argilla)
-
-
-def scores(ranking: Ranking) -> dict[str, float | None]:
-    return dict(zip(ranking.completion_ids, ranking.scores, strict=True))
-
-
-def people(ranking: Ranking) -> list[dict[str, Any]]:
-    return list(json.loads(ranking.transcript))
 
 
 class TestDataset:

@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from argilla_server import LocalArgilla
 from argilla_ui import Annotator, Shown, chromium
 from desk import Desk, group, person
 from playwright.sync_api import Browser
@@ -27,21 +26,10 @@ PAGE = (SHIPPED / "docs" / "people.md").read_text(encoding="utf-8")
 SignIn = Callable[[str], Annotator]
 
 
-@pytest.fixture(autouse=True)
-def no_other_argilla(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("ARGILLA_API_URL", "ARGILLA_API_KEY"):
-        monkeypatch.delenv(name, raising=False)
-
-
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
     with chromium() as one:
         yield one
-
-
-@pytest.fixture
-def desk(argilla: LocalArgilla) -> Desk:
-    return Desk(argilla)
 
 
 @pytest.fixture
