@@ -18,9 +18,9 @@ STAGE_HELP = {
     "sample": "answer every prompt N times",
     "rank": "have a judge rank the answers",
     "pair": "turn rankings into chosen/rejected pairs",
-    "publish": "push the pairs and their card to the Hugging Face Hub",
     "train": "train DPO on the pairs",
     "evaluate": "compare base and trained model on the held-out prompts",
+    "publish": "push the pairs and their card to the Hugging Face Hub",
 }
 
 
@@ -46,7 +46,7 @@ def main(argv: list[str] | None = None) -> int:
 def parser() -> argparse.ArgumentParser:
     """All commands with their options."""
     top = argparse.ArgumentParser(
-        prog="dpo-data", description="Build preference datasets: sample → rank → pair → publish → train → evaluate."
+        prog="dpo-data", description="Build preference datasets: sample → rank → pair → train → evaluate → publish."
     )
     top.add_argument("--debug", action="store_true", help="show the whole traceback of an error")
     commands = top.add_subparsers(required=True, metavar="COMMAND")

@@ -21,7 +21,7 @@ from dpo_data.templates import without_thinking
 
 
 def evaluate(recipe: Recipe, run: RunDir, progress: Progress) -> dict[str, Any]:
-    """Fill `6-evaluate` with base.parquet, trained.parquet (Sample rows) and rank.parquet (both models' answers in one Ranking
+    """Fill `5-evaluate` with base.parquet, trained.parquet (Sample rows) and rank.parquet (both models' answers in one Ranking
     a prompt). Returns the manifest, with a summary of each model."""
     sampled, trained = run.stage("sample"), run.stage("train")
     sampled.require()

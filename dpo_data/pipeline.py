@@ -22,9 +22,9 @@ STAGES: dict[str, Any] = {
     "sample": sample,
     "rank": rank,
     "pair": pair,
-    "publish": publish,
     "train": train,
     "evaluate": evaluate,
+    "publish": publish,
 }
 """A stage is a module with three functions. The one of its own name, called with (recipe, run, progress), reads the folders of
 the stages before, fills its own and returns its manifest; `settings(recipe)` and `inputs(recipe, run)` say what decides it."""

@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 
 
 def publish(recipe: Recipe, run: RunDir, progress: Progress) -> dict[str, Any]:
-    """Push the dataset, and keep its card in `4-publish`. Returns the manifest: commit, tag and what was pushed."""
+    """Push the dataset, and keep its card in `6-publish`. Returns the manifest: commit, tag and what was pushed."""
     wanted = _asked(recipe)
     for before in ("sample", "rank", "pair"):
         run.stage(before).require()

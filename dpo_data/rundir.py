@@ -2,7 +2,7 @@
 
 runs/<name>/  recipe.toml  report.json  report.html  logs/
   1-sample/   recipe.json (first)   00000.parquet …   manifest.json (last)
-  2-rank/ …   3-pair/ …   4-publish/ …   5-train/ …   6-evaluate/ …
+  2-rank/ …   3-pair/ …   4-train/ …   5-evaluate/ …   6-publish/ …
 
 A file appears by atomic rename and never changes. A finished shard is skipped by the next attempt. `manifest.json` is written
 last: its existence means that the stage is complete. So a run may be killed at any moment and started again.
@@ -26,7 +26,7 @@ from dpo_data.provenance import file_hash, provenance
 from dpo_data.rows import Row
 from dpo_data.tables import to_table
 
-FOLDERS = {name: f"{at}-{name}" for at, name in enumerate(("sample", "rank", "pair", "publish", "train", "evaluate"), 1)}
+FOLDERS = {name: f"{at}-{name}" for at, name in enumerate(("sample", "rank", "pair", "train", "evaluate", "publish"), 1)}
 """A stage's folder. The numbers are fixed, whatever stages a recipe asks for."""
 
 Given = TypeVar("Given")

@@ -16,7 +16,7 @@ log = logging.getLogger(__name__)
 
 
 def train(recipe: Recipe, run: RunDir, progress: Progress) -> dict[str, Any]:
-    """Train on `3-pair/train.parquet` into `5-train/model`, on from the last whole checkpoint. Returns the manifest."""
+    """Train on `3-pair/train.parquet` into `4-train/model`, on from the last whole checkpoint. Returns the manifest."""
     assert recipe.train is not None
     pairs = run.stage("pair")
     pairs.require()
@@ -33,7 +33,7 @@ def train(recipe: Recipe, run: RunDir, progress: Progress) -> dict[str, Any]:
         "folder": str(stage.path),
         "settings": recipe.train.model_dump(mode="json"),
     }
-    with closing(Child("dpo_data.train_child:work", logger="train", env={"TOKENIZERS_PARALLELISM": "false"})) as child:
+    with closing(Child("dpo_data.trainer.child:work", logger="train", env={"TOKENIZERS_PARALLELISM": "false"})) as child:
         child.send(job)
         while "done" not in (heard := child.receive()):
             if "failed" in heard:

@@ -62,6 +62,7 @@ SEES: dict[str, set[str]] = {
     "dataset": {"rows", "tables", "errors", "files", "provenance", "rundir"},
     "audit": {"config", "rundir", "files", "tables", "errors", "share", "length_control"},
     "gates": {"config", "audit", "errors"},
+    "trainer": {"child", "errors"},
     "card": {"rows", "config", "rundir", "audit", "report", "dataset", "hub"},
 }
 """What a module, or every module of a folder, may import of ours besides its own folder. A module that is not here is a stage,

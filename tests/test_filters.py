@@ -401,7 +401,7 @@ def test_fits_counts_as_the_trainer_does(tiny_model: str) -> None:
     from datasets import Dataset
     from transformers import AutoTokenizer
 
-    from dpo_data.train_child import _fitting
+    from dpo_data.trainer.child import _fitting
 
     rows = [pair("word " * n, "no " * (2 * n), prompt="Say it. " * 9) for n in (1, 10, 40, 90)]
     _, longest, left_out = _fitting(Dataset(to_table(rows, PreferencePair)), AutoTokenizer.from_pretrained(tiny_model), 10_000)

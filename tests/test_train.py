@@ -18,7 +18,7 @@ from dpo_data.errors import EngineError, TrainError
 from dpo_data.rows import DroppedPair, PreferencePair, prompt_id
 from dpo_data.rundir import RunDir
 from dpo_data.train import train
-from dpo_data.train_child import last_checkpoint
+from dpo_data.trainer.child import last_checkpoint
 
 Made = Callable[..., tuple[Recipe, RunDir]]
 
@@ -123,7 +123,7 @@ def test_killed_training_goes_on_from_its_checkpoint(made: Made, monkeypatch: py
         while time.monotonic() < until:
             if last_checkpoint(checkpoints):
                 for child in psutil.Process().children():
-                    if any("train_child" in word for word in child.cmdline()):
+                    if any("trainer.child" in word for word in child.cmdline()):
                         os.kill(child.pid, signal.SIGKILL)
                         return
             time.sleep(0.01)

@@ -65,7 +65,7 @@ def test_from_push_to_trained_model_with_somebody_who_answers(
 
     assert [one["state"]["type"] for one in wait(lambda: ended(deployed, 1), 120)] == ["COMPLETED"]
     assert run.stage("train").require()["pairs"] == run.stage("pair").require()["train"] > 0
-    assert (run.path / "5-train" / "model").is_dir() and (run.path / "report.html").exists()
+    assert (run.path / "4-train" / "model").is_dir() and (run.path / "report.html").exists()
 
     before = files(run)
     again = json.loads((run.path / ANNOUNCED).read_text())

@@ -1,0 +1,132 @@
+"""One TOML recipe becomes one frozen, extra-forbidding Recipe. Each of its tables is a file here.
+
+`[sample]` names what nearly every run sets; any other sampling parameter of the engine goes into `[sample.params]` and any
+engine argument into `[sample.engine.args]`, by the engine's own names and passed on as they are. `[train.args]` likewise
+reaches TRL.
+"""
+
+import tomllib
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field, ValidationError, model_validator
+
+from dpo_data.config.audit import Audit
+from dpo_data.config.evaluate import Evaluate
+from dpo_data.config.gates import Gates
+from dpo_data.config.pair import Pair
+from dpo_data.config.publish import Publish
+from dpo_data.config.rank import Price, Rank
+from dpo_data.config.sample import Sample
+from dpo_data.config.train import Lora, Train
+from dpo_data.engines.vllm import Vllm
+from dpo_data.errors import RecipeError, TrainError
+from dpo_data.explain import explain
+from dpo_data.formats.prompts import Prompts
+from dpo_data.judges.members import leaves
+from dpo_data.seams import Settings
+from dpo_data.share import find
+
+__all__ = [
+    "Audit", "Evaluate", "Gates", "Lora", "Pair", "Price", "Prompts", "Publish", "Rank", "Recipe", "Sample", "Train",
+    "dump", "load", "parse",
+]  # fmt: skip
+
+
+class Recipe(Settings):
+    """Everything that a run depends on. Without `[publish]` nothing leaves this machine; without `[train]` a run ends there.
+    `prices` are by the model's name, as an engine's table gives it."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    seed: int = 0
+    prompts: Prompts
+    sample: Sample
+    rank: Rank
+    pair: Pair = Pair()
+    audit: Audit = Audit()
+    gates: Gates = Gates()
+    publish: Publish | None = None
+    train: Train | None = None
+    evaluate: Evaluate = Evaluate()
+    prices: dict[str, Price] = {}
+
+    @model_validator(mode="after")
+    def _fits(self) -> "Recipe":
+        """What one table says of another is met before an engine starts."""
+        sampler = self.sample.engine.type
+        for place, judge in leaves(self.rank.judge, "rank.judge"):
+            if sampler in ("mix", "given") and getattr(judge, "engine", judge) is None:
+                raise RecipeError(
+                    f"The judge {judge.type!r} has no engine of its own, and the {sampler!r} that samples cannot judge",
+                    f"Name one model under [{place}.engine].",
+                )
+            if judge.type == "given" and sampler != "given":
+                raise RecipeError(
+                    f"The judge 'given' takes the scores that came with given answers, and {sampler!r} generates them",
+                    f'Set sample.engine.type = "given", or name another judge at {place}.',
+                )
+            if judge.type == "given" and self.train and self.prompts.holdout:
+                raise RecipeError(
+                    "The judge 'given' cannot score what the models answer to held-out prompts",
+                    f"Set prompts.holdout = 0, which leaves evaluate out, or name another judge at {place}.",
+                )
+        if sampler in ("mix", "given") and self.train and not self.train.model:
+            raise RecipeError(f"An engine of type {sampler!r} does not say which model to train", "Set train.model.")
+        return self
+
+    def base_model(self) -> tuple[str, str | None]:
+        """The model to train, with its revision. Raises TrainError where the recipe names none."""
+        engine = self.sample.engine
+        if self.train and self.train.model:
+            return self.train.model, self.train.revision
+        if not isinstance(engine, Vllm):
+            raise TrainError(f"An engine of type {engine.type!r} names no weights to train", "Set train.model in the recipe.")
+        if engine.adapter:
+            raise TrainError("The samples come from a model with an adapter", "Merge it, and set train.model in the recipe.")
+        return engine.model, engine.revision
+
+
+def load(path: str | Path, changes: Iterable[str] = ()) -> Recipe:
+    """Read a recipe; `changes` are `key.key=value`, values in TOML. Raises RecipeError, naming the key and the nearest one."""
+    file = find(str(path))
+    if not file.is_file():
+        raise RecipeError(f"No recipe at {path}", "Name a .toml file; the shipped ones are flows/recipes/*.toml.")
+    try:
+        table = tomllib.loads(file.read_text(encoding="utf-8-sig"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise RecipeError(f"{path} is not TOML: {error}", "Mend that line.") from None
+    for change in changes:
+        _apply(table, change)
+    return parse(table, str(path))
+
+
+def parse(table: dict[str, Any], where: str = "the recipe") -> Recipe:
+    """A Recipe from nested tables. Raises RecipeError with the first thing that is wrong."""
+    try:
+        return Recipe.model_validate(table)
+    except ValidationError as error:
+        raise RecipeError(*explain(error, Recipe, where)) from None
+
+
+def dump(recipe: Recipe) -> str:
+    """The recipe as TOML, defaults written out."""
+    import tomli_w
+
+    return tomli_w.dumps(recipe.model_dump(mode="json", exclude_none=True))
+
+
+def _apply(table: dict[str, Any], change: str) -> None:
+    key, equals, text = change.partition("=")
+    if not equals:
+        raise RecipeError(f"--set {change!r} has no '='", "Write it as --set sample.n=4.")
+    try:
+        value = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = text
+    *path, last = key.strip().split(".")
+    for part in path:
+        table = table.setdefault(part, {})
+        if not isinstance(table, dict):
+            raise RecipeError(f"--set {change!r} goes into {part!r}, which is no table but {table!r}", "Mend the key.")
+    table[last] = value
