@@ -7,6 +7,7 @@ reaches TRL.
 
 import tomllib
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from dpo_data.config.gates import Gates
 from dpo_data.config.pair import Pair
 from dpo_data.config.publish import Publish
 from dpo_data.config.rank import Price, Rank
+from dpo_data.config.rounds import Lineage, Rounds
 from dpo_data.config.sample import Sample
 from dpo_data.config.train import Lora, Train
 from dpo_data.engines.vllm import Vllm
@@ -29,9 +31,18 @@ from dpo_data.seams import Settings
 from dpo_data.share import find
 
 __all__ = [
-    "Audit", "Evaluate", "Gates", "Lora", "Pair", "Price", "Prompts", "Publish", "Rank", "Recipe", "Sample", "Train",
-    "dump", "load", "parse",
+    "Audit", "Evaluate", "Gates", "Lineage", "Lora", "Pair", "Policy", "Price", "Prompts", "Publish", "Rank", "Recipe",
+    "Rounds", "Sample", "Train", "dump", "load", "parse",
 ]  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """A model that samples and is trained: a folder or a Hub name, its revision, and the folder of an adapter on it."""
+
+    model: str
+    revision: str | None = None
+    adapter: str | None = None
 
 
 class Recipe(Settings):
@@ -49,6 +60,8 @@ class Recipe(Settings):
     publish: Publish | None = None
     train: Train | None = None
     evaluate: Evaluate = Evaluate()
+    rounds: Rounds = Rounds()
+    lineage: Lineage | None = None
     prices: dict[str, Price] = {}
 
     @model_validator(mode="after")
@@ -75,16 +88,19 @@ class Recipe(Settings):
             raise RecipeError(f"An engine of type {sampler!r} does not say which model to train", "Set train.model.")
         return self
 
-    def base_model(self) -> tuple[str, str | None]:
-        """The model to train, with its revision. Raises TrainError where the recipe names none."""
+    def policy(self) -> Policy:
+        """What is trained: the model that sampled, unless `train.model` names another. Raises TrainError for none."""
         engine = self.sample.engine
         if self.train and self.train.model:
-            return self.train.model, self.train.revision
+            return Policy(self.train.model, self.train.revision)
         if not isinstance(engine, Vllm):
             raise TrainError(f"An engine of type {engine.type!r} names no weights to train", "Set train.model in the recipe.")
-        if engine.adapter:
-            raise TrainError("The samples come from a model with an adapter", "Merge it, and set train.model in the recipe.")
-        return engine.model, engine.revision
+        return Policy(engine.model, engine.revision, engine.adapter)
+
+    def base_model(self) -> tuple[str, str | None]:
+        """The weights to train, without an adapter, and their revision. Raises TrainError where the recipe names none."""
+        policy = self.policy()
+        return policy.model, policy.revision
 
 
 def load(path: str | Path, changes: Iterable[str] = ()) -> Recipe:
