@@ -17,17 +17,19 @@ import pyarrow.compute as pc
 from dpo_data.config import Pair
 from dpo_data.dedup import normalised
 from dpo_data.length_control import Control, Measures, characters, measure
-from dpo_data.rows import DroppedPair, PreferencePair
+from dpo_data.rows import DroppedPair
 from dpo_data.strategies import STRATEGIES, Candidates, Picks
-from dpo_data.tables import MESSAGES, SCHEMAS, as_table, one_chunk, schema_of
+from dpo_data.tables import MESSAGES, SCHEMAS, SOMETIMES, as_table, one_chunk
 
-SAMPLE_COLUMNS = ["prompt_id", "prompt", "source", "completions", "error", "tools"]
-RANK_COLUMNS = ["prompt_id", "judge", "completion_ids", "scores", "abstained"]
-"""What `form` reads of Sample and Ranking rows."""
+CARRIED = ("prompt_id", "prompt", "source", *SOMETIMES)
+"""What a pair has of its prompt."""
 
 COMPLETION = "completions.list.element."
 LENGTH_COLUMNS = ["prompt_id", "error", *(COMPLETION + name for name in ("completion_id", "text", "finish_reason"))]
-"""What `lengths` reads of Sample rows: of a completion some fields, by their path in a Parquet file."""
+SAMPLE_COLUMNS = [*CARRIED, *LENGTH_COLUMNS[1:], *(COMPLETION + name for name in ("n_tokens", "model", "tool_calls"))]
+RANK_COLUMNS = ["prompt_id", "judge", "completion_ids", "scores", "abstained"]
+"""What `lengths` reads of Sample rows, and `form` of Sample and Ranking rows: of a completion some fields, by their path in a
+Parquet file. A file of an older version may lack some of what is carried."""
 
 SAME = ("identical", "all judged answers are the same text")
 
@@ -40,9 +42,9 @@ class Formed:
     drops: pa.Table
 
 
-def form(samples: pa.Table, rankings: pa.Table, settings: Pair, tools: bool, control: Control | None = None) -> Formed:
-    """The pairs that the strategy picks, in the order of the prompts. `tools`: whether the run has any, for the schema;
-    `control`: takes the length out of the scores first."""
+def form(samples: pa.Table, rankings: pa.Table, settings: Pair, schema: pa.Schema, control: Control | None = None) -> Formed:
+    """The pairs that the strategy picks, in the order of the prompts, in this `schema` of PreferencePair. `control`: takes the
+    length out of the scores first."""
     samples, rankings = samples.combine_chunks(), rankings.combine_chunks()
     row, reasons, answers, able = _joined(samples, rankings)
     judged = np.bincount(answers.prompts[able], minlength=len(samples))
@@ -68,7 +70,7 @@ def form(samples: pa.Table, rankings: pa.Table, settings: Pair, tools: bool, con
             few = ("unranked", "fewer than two answers have a score") if judged[prompt] < 2 else None
             cut = ("truncated", "fewer than two answers are whole") if prompt in cut_off else None
             reasons.setdefault(prompt, few or (_out_of_reach(settings) if end - start > 1 else None) or cut or SAME)
-    pairs = _pairs(samples, rankings, row, answers, order[chosen], order[rejected], tools)
+    pairs = _pairs(samples, rankings, row, answers, order[chosen], order[rejected], schema)
     return Formed(pairs, _drops(samples, rankings, row, reasons))
 
 
@@ -184,12 +186,10 @@ def _pairs(
     answers: _Answers,
     chosen: np.ndarray,
     rejected: np.ndarray,
-    tools: bool,
+    schema: pa.Schema,
 ) -> pa.Table:
     prompts = answers.prompts[chosen]
-    columns: dict[str, Any] = {
-        name: one_chunk(samples[name]).take(pa.array(prompts)) for name in ("prompt_id", "prompt", "source", "tools")
-    }
+    columns = _carried(samples, prompts)
     for side, at in (("chosen", chosen), ("rejected", rejected)):
         of = answers.flat.take(pa.array(at))
         columns |= {side: _said(of), f"{side}_id": of.field("completion_id"), f"score_{side}": answers.scores[at]}
@@ -197,21 +197,25 @@ def _pairs(
     columns["margin"] = columns["score_chosen"] - columns["score_rejected"]
     columns["judge"] = one_chunk(rankings["judge"]).take(row.take(pa.array(prompts)))
     columns["flags"] = pa.array([[]] * len(chosen), pa.list_(pa.string()))
-    return as_table(columns, schema_of(PreferencePair, tools), len(chosen))
+    return as_table(columns, schema, len(chosen))
 
 
 def _drops(samples: pa.Table, rankings: pa.Table, row: pa.Array, reasons: dict[int, tuple[str, str]]) -> pa.Table:
     """The prompts that gave no pair: its sides are not known."""
     at = sorted(reasons)
-    columns: dict[str, Any] = {
-        name: one_chunk(samples[name]).take(pa.array(at, pa.int64())) for name in ("prompt_id", "prompt", "source", "tools")
-    }
+    columns = _carried(samples, at)
     columns["judge"] = one_chunk(rankings["judge"]).take(row.take(pa.array(at, pa.int64())))
     columns["flags"] = pa.array([[]] * len(at), pa.list_(pa.string()))
     columns |= {
         name: pa.array([reasons[one][which] for one in at], pa.string()) for which, name in enumerate(("filter", "reason"))
     }
     return as_table(columns, SCHEMAS[DroppedPair], len(at))
+
+
+def _carried(samples: pa.Table, at: Any) -> dict[str, Any]:
+    """What pairs have of the prompts in these rows."""
+    rows = pa.array(at, pa.int64())
+    return {name: one_chunk(samples[name]).take(rows) for name in CARRIED if name in samples.column_names}
 
 
 def _said(answers: pa.StructArray) -> pa.ListArray:

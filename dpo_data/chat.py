@@ -117,6 +117,8 @@ class ChatClient:
             body["response_format"] = {"type": "json_schema", "json_schema": named}
         if request.tools:
             body["tools"] = request.tools
+        if request.chat_template_kwargs:
+            body["chat_template_kwargs"] = request.chat_template_kwargs
         return json.dumps(body).encode()
 
     def _refusal(self, answer: Answer) -> str:

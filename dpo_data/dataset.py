@@ -1,6 +1,7 @@
 """What is published of a run, as files of three configurations: the pairs, all ranked answers, and what the judge said."""
 
-from collections.abc import Callable, Iterator
+import re
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from dpo_data.files import parquet_writers, read_table
 from dpo_data.provenance import file_hash
 from dpo_data.rows import PreferencePair, Ranking, Sample
 from dpo_data.rundir import RunDir
-from dpo_data.tables import SCHEMAS, schema_of
+from dpo_data.tables import SCHEMAS, SOMETIMES, present, schema_of
 
 CONFIGS = ("default", "ranked", "judgments")
 """The configurations, by the names that `load_dataset(repo, name)` takes."""
@@ -46,18 +47,19 @@ def gather(run: RunDir, folder: Path, judgments: bool) -> list[DataFile]:
     """
     sampled, ranked = run.stage("sample"), run.stage("rank")
     told = {"sample": sampled.require(), "rank": ranked.require(), "pair": run.stage("pair").require()}
-    tools = bool(told["pair"].get("tools"))
+    columns = present(told["pair"])
+    ranked_columns = ranked_schema(columns)
 
     def rankings(shard: Path) -> pa.Table:
         path = ranked.path / shard.name
         return _read(path, SCHEMAS[Ranking]) if path.exists() else SCHEMAS[Ranking].empty_table()
 
     def joined(shard: Path) -> pa.Table:
-        return join(_read(shard, SCHEMAS[Sample]), rankings(shard), tools)
+        return join(_read(shard, SCHEMAS[Sample]), rankings(shard), ranked_columns)
 
     files = [
-        *_pairs(run, told["pair"], tools),
-        *_write(folder, "ranked", sampled.shards(), ranked_schema(tools), joined),
+        *_pairs(run, told["pair"], schema_of(PreferencePair, **columns)),
+        *_write(folder, "ranked", sampled.shards(), ranked_columns, joined),
     ]
     if judgments:
         files += _write(folder, "judgments", sampled.shards(), SCHEMAS[Ranking], rankings)
@@ -68,19 +70,27 @@ def gather(run: RunDir, folder: Path, judgments: bool) -> list[DataFile]:
     return files
 
 
-def ranked_schema(tools: bool) -> pa.Schema:
-    """A row a sampled prompt: all its completions, each with the judge's score, null where it gave none. `tool_calls` and
-    `tools` are JSON text, and are there in a run with tools alone."""
+def is_ours(path: str) -> bool:
+    """Whether a file of the repository is one that a push makes, and so may delete."""
+    folder, _, name = path.partition("/")
+    return folder in CONFIGS and re.fullmatch(r"(train|test)-\d+\.parquet", name) is not None
+
+
+def ranked_schema(columns: Mapping[str, bool]) -> pa.Schema:
+    """A row a sampled prompt: all its completions, each with the judge's score, null where it gave none. `tools`, with
+    `tool_calls`, and `chat_template_kwargs` are JSON text, and are there in a run that has them, as `columns` says. Token ids
+    are not: to others they mean nothing."""
     sample = SCHEMAS[Sample]
-    left_out = set() if tools else {"tool_calls", "tools"}
+    left_out = {name for name in SOMETIMES if not columns[name]} | (set() if columns["tools"] else {"tool_calls"})
     turn = [field for field in sample.field("prompt").type.value_type if field.name not in left_out]
-    answer = [field for field in sample.field("completions").type.value_type if field.name not in {"score", *left_out}]
+    ours = {"score", "token_ids", *left_out}
+    answer = [field for field in sample.field("completions").type.value_type if field.name not in ours]
     scores = [pa.field("given_score", pa.float64()), pa.field("score", pa.float64())]
     return pa.schema(
         [
             sample.field("prompt_id"),
             pa.field("prompt", pa.list_(pa.struct(turn)), nullable=False),
-            *(sample.field(name) for name in ("tools", "source") if name not in left_out),
+            *(sample.field(name) for name in (*SOMETIMES, "source") if name not in left_out),
             pa.field("judge", pa.string()),
             pa.field("abstained", pa.string()),
             pa.field("completions", pa.list_(pa.struct(answer + scores)), nullable=False),
@@ -89,10 +99,9 @@ def ranked_schema(tools: bool) -> pa.Schema:
     )
 
 
-def join(samples: pa.Table, rankings: pa.Table, tools: bool) -> pa.Table:
-    """Samples with what the judge made of them, by completion id, in `ranked_schema`. Raises PublishError where a score belongs
-    to no completion of these."""
-    schema = ranked_schema(tools)
+def join(samples: pa.Table, rankings: pa.Table, schema: pa.Schema) -> pa.Table:
+    """Samples with what the judge made of them, by completion id, in this `ranked_schema`. Raises PublishError where a score
+    belongs to no completion of these."""
     ids, scores = (rankings[name].combine_chunks().flatten() for name in ("completion_ids", "scores"))
     score_of = dict(zip(ids.to_pylist(), scores.to_pylist(), strict=True))
     judged = dict(zip(*(rankings[name].to_pylist() for name in ("prompt_id", "judge")), strict=True))
@@ -126,9 +135,9 @@ def _with_fields(lists: pa.Array, kind: pa.DataType, new: dict[str, pa.Array]) -
     return pa.ListArray.from_arrays(offsets, pa.StructArray.from_arrays(columns, fields=fields), type=kind)
 
 
-def _pairs(run: RunDir, manifest: dict[str, Any], tools: bool) -> Iterator[DataFile]:
+def _pairs(run: RunDir, manifest: dict[str, Any], declared: pa.Schema) -> Iterator[DataFile]:
     """The pairs as they are; a split without rows is left out."""
-    declared, told = schema_of(PreferencePair, tools), {facts["name"]: facts for facts in manifest["files"]}
+    told = {facts["name"]: facts for facts in manifest["files"]}
     for split in ("train", "test"):
         file, facts = run.stage("pair").path / f"{split}.parquet", told[f"{split}.parquet"]
         if file_hash(file) != facts["sha256"]:

@@ -15,7 +15,7 @@ from dpo_data.engines.echo import EchoEngine
 from dpo_data.judges.cascade import Cascade
 from dpo_data.judges.members import leaves
 from dpo_data.ledger import CHARACTERS_A_TOKEN, MILLION, model_of
-from dpo_data.rows import Completion, Message, Prompt, Sample, content_id
+from dpo_data.rows import Completion, Message, Prompt, Sample, answered, content_id
 from dpo_data.rundir import RunDir
 from dpo_data.seams import Completed, Engine, Request, Sampling, Settings
 
@@ -86,10 +86,7 @@ def imagined(prompts: Iterable[Prompt], n: int, tokens: int) -> list[Sample]:
         text = f"{index} " + "and " * tokens
         return Completion(content_id([prompt.prompt_id, index]), index, text, "stop", tokens, None, "imagined")
 
-    return [
-        Sample(one.prompt_id, one.prompt, one.source, [answer(one, at) for at in range(n)], None, one.tools, one.reference)
-        for one in prompts
-    ]
+    return [answered(one, [answer(one, at) for at in range(n)]) for one in prompts]
 
 
 def speed(run: RunDir, stage: str, table: Mapping[str, Any]) -> tuple[float, str] | None:

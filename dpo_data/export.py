@@ -22,7 +22,7 @@ from dpo_data.formats import FORMATS
 from dpo_data.formats.format import Format, Group
 from dpo_data.rows import PreferencePair, Ranking, Sample, batched
 from dpo_data.rundir import RunDir
-from dpo_data.tables import schema_of, to_table
+from dpo_data.tables import SOMETIMES, schema_of, to_table
 
 PARTS = ("train", "test")
 
@@ -110,11 +110,12 @@ def _groups(run: RunDir, part: str) -> Iterator[Group]:
 
 
 def _schema(run: RunDir, format: Format) -> pa.Schema | None:
-    """The schema of a format in Parquet, with a place for tools where the run has some."""
+    """The schema of a format in Parquet, with a place for what only some runs have."""
     if not format.columns:
         return None
-    tools = any("tools" in read_schema(run.stage("pair").path / f"{part}.parquet").names for part in PARTS)
-    return pa.schema([field for field in schema_of(PreferencePair, tools) if field.name in format.columns])
+    names = {name for part in PARTS for name in read_schema(run.stage("pair").path / f"{part}.parquet").names}
+    columns = {name: name in names for name in SOMETIMES}
+    return pa.schema([field for field in schema_of(PreferencePair, **columns) if field.name in format.columns])
 
 
 def _write_lines(path: Path, lines: Iterator[str]) -> None:

@@ -16,6 +16,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, Protocol
 
+from dpo_data import chat_template
 from dpo_data.errors import OverBudget, RecipeError
 from dpo_data.models import engine_revision
 from dpo_data.rows import content_id
@@ -25,7 +26,7 @@ MILLION = 1_000_000
 CHARACTERS_A_TOKEN = 4
 """What a token is taken for where an engine does not count them: about right for English, too many for Chinese."""
 
-_OUTPUT = [field.name for field in fields(Output)]
+_OUTPUT = [field.name for field in fields(Output) if field.name != "token_ids"]  # nobody trains on a judge's tokens
 
 _TABLES = """
 CREATE TABLE IF NOT EXISTS calls (
@@ -137,9 +138,8 @@ class Ledger:
             return Spent()
         which = "stage = ?" if stage else "stage IS NOT NULL"
         summed = ("prompt_tokens + completion_tokens > 0", "prompt_tokens", "cached_tokens", "completion_tokens", "cost")
-        sums = ", ".join(f"sum({of})" for of in summed)
-        found = self._calls.execute(f"SELECT {sums} FROM calls WHERE {which}", (stage,) if stage else ()).fetchone()
-        calls, prompt, cached, completion, cost = found
+        query = f"SELECT {', '.join(f'sum({of})' for of in summed)} FROM calls WHERE {which}"
+        calls, prompt, cached, completion, cost = self._calls.execute(query, (stage,) if stage else ()).fetchone()
         return Spent(calls or 0, prompt or 0, cached, completion or 0, cost or 0.0)
 
     def close(self) -> None:
@@ -155,8 +155,7 @@ class Ledger:
         """Write down an answer, and what it cost. A failure is no answer, and may be asked again."""
         if answer.error or not answer.outputs:
             return
-        said = "".join(turn["content"] for turn in request.messages)
-        prompt = _tokens(answer.n_prompt_tokens, said)
+        prompt = _tokens(answer.n_prompt_tokens, "".join(turn["content"] for turn in request.messages))
         completion = sum(_tokens(output.n_tokens, output.text) for output in answer.outputs)
         cost = self._cost(model, prompt, answer.n_cached_tokens or 0, completion)
         outputs = json.dumps([{name: getattr(output, name) for name in _OUTPUT} for output in answer.outputs])
@@ -279,16 +278,17 @@ class _Kept:
             self._engine.close()
 
     def _started(self) -> Engine:
-        if self._engine is None:
-            self._engine = self._settings.build()
+        self._engine = self._engine or self._settings.build()
         return self._engine
 
     def _key(self, request: Request, sampling: Sampling) -> str:
         """Greedy answers do not hang on a seed."""
         if not self._who:
-            self._who = [self._settings.deciding(*type(self._settings).model_fields), engine_revision(self._settings)]
+            table = self._settings.deciding(*type(self._settings).model_fields)
+            self._who = [table, engine_revision(self._settings), *filter(None, [chat_template.of(self._settings)])]
         seed = None if sampling.get("temperature") == 0 else request.seed
-        return content_id([request.messages, request.tools, request.schema, dict(sampling), seed, *self._who])
+        asked = [request.messages, request.tools, request.schema, *filter(None, [request.chat_template_kwargs])]
+        return content_id([*asked, dict(sampling), seed, *self._who])
 
 
 def _drained(known: deque[Completed]) -> Iterator[Completed]:

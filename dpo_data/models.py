@@ -2,6 +2,8 @@
 
 import functools
 import hashlib
+import json
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -44,15 +46,47 @@ def model_revision(model: str, revision: str | None = None) -> str | None:
     return Path(config).parent.name if isinstance(config, str) else None
 
 
+def parameters(model: str, revision: str | None = None) -> float | None:
+    """About how many parameters a model has, as its config.json tells of a dense transformer; None where that is not on this
+    machine, or tells no sizes. Experts count once."""
+    config = _config_here(model, revision)
+    found = json.loads(config.read_text()) if config else {}
+    width = found.get("hidden_size") or found.get("n_embd")
+    layers = found.get("num_hidden_layers") or found.get("n_layer")
+    if not width or not layers:
+        return None
+    heads = found.get("num_attention_heads", 1)
+    attention = (2 + 2 * found.get("num_key_value_heads", heads) / heads) * width**2
+    inner = found.get("intermediate_size")
+    feed_forward = 3 * width * inner if inner else 8 * width**2  # three matrices where there is a gate, else two of 4 · width
+    tables = 2 if found.get("tie_word_embeddings") is False else 1  # of embeddings
+    return float(layers * (attention + feed_forward) + tables * width * found.get("vocab_size", 0))
+
+
+def _config_here(model: str, revision: str | None) -> Path | None:
+    """A model's config.json, in its folder or in the Hub's cache."""
+    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
+
+    folder = Path(model).expanduser()
+    if folder.is_dir():
+        return folder / "config.json" if (folder / "config.json").exists() else None
+    with suppress(HFValidationError):  # a folder that is not made yet
+        cached = try_to_load_from_cache(model, "config.json", revision=revision)
+        return Path(cached) if isinstance(cached, str) else None
+    return None
+
+
 def engine_revision(engine: Any) -> str | list[str | None] | None:
     """What exactly an engine's weights are, its adapter's included; None for an engine whose weights are not here; of a mix, a
     list of what each engine's are."""
     if engine is not None and engine.type == "mix":
-        return [_weights(one) for one in engine.engines]
-    return _weights(engine)
+        return [weights_revision(one) for one in engine.engines]
+    return weights_revision(engine)
 
 
-def _weights(engine: Any) -> str | None:
+def weights_revision(engine: Any) -> str | None:
+    """What exactly the weights are that an engine or a policy names, its adapter among them; None where it names none."""
     if not hasattr(engine, "revision"):
         return None
     revision, adapter = model_revision(engine.model, engine.revision), getattr(engine, "adapter", None)

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from dpo_data import filters
+from dpo_data import chat_template, filters
 from dpo_data.candidates import LENGTH_COLUMNS, RANK_COLUMNS, SAMPLE_COLUMNS, dropped, form, lengths
 from dpo_data.config import Recipe
 from dpo_data.errors import EmptyStage
@@ -20,7 +20,7 @@ from dpo_data.rows import DroppedPair, PreferencePair, Ranking, batched, in_shar
 from dpo_data.rundir import RunDir, Stage
 from dpo_data.seams import Progress
 from dpo_data.stream import in_order
-from dpo_data.tables import SCHEMAS, schema_of
+from dpo_data.tables import SCHEMAS, present, schema_of
 
 FLAGS = SCHEMAS[DroppedPair].field("flags")
 
@@ -49,15 +49,15 @@ def pair(recipe: Recipe, run: RunDir, progress: Progress) -> dict[str, Any]:
     stage = run.stage("pair").open(settings(recipe), inputs(recipe, run))
     if stage.manifest:
         return stage.manifest
-    tools, total = bool(facts.get("tools")), facts["prompts"]
+    columns, total = present(facts), facts["prompts"]
+    pairs = schema_of(PreferencePair, **columns)
     progress("pair", 0, total)
     shards = list(batched(sampled.shards(), max(1, PROMPTS // recipe.sample.shard_size)))
     controlled = _control(recipe, ranked, shards, total, progress) if recipe.pair.length_control else None
-    work = _worker(recipe, ranked, tools, controlled)
+    work = _worker(recipe, ranked, pairs, controlled)
     counts: Counter[str] = Counter(dict.fromkeys(("prompts", "paired", "candidates", "train", "test"), 0))
     by_prompt: Counter[str] = Counter()
     by_filter: Counter[str] = Counter()
-    pairs = schema_of(PreferencePair, tools)
     files = {"train.parquet": pairs, "test.parquet": pairs, "dropped.parquet": SCHEMAS[DroppedPair]}
     own = any(one and one.type == "python" for one in recipe.pair.filters.values())
     threads = 1 if own else None  # somebody's function may remember what it saw, and sees pairs in their order
@@ -80,7 +80,7 @@ def pair(recipe: Recipe, run: RunDir, progress: Progress) -> dict[str, Any]:
         **counts,
         dropped_prompts=dict(by_prompt.most_common()),
         dropped_pairs=dict(by_filter.most_common()),
-        tools=tools,
+        **columns,
         length_control=controlled and controlled._asdict(),
     )
 
@@ -95,12 +95,16 @@ def inputs(recipe: Recipe, run: RunDir) -> dict[str, Any]:
     hashes = {name: run.stage(name).digest for name in ("sample", "rank")}
     trainer = _trainer(recipe)
     fitted = model_revision(trainer.model, trainer.revision) if trainer else None
-    return {**hashes, "trainer": fitted, "filters": filters.inputs(recipe.pair.filters)}
+    template = chat_template.digest(trainer.chat_template if trainer else None)
+    return {**hashes, "trainer": fitted, "chat_template": template, "filters": filters.inputs(recipe.pair.filters)}
 
 
 def _trainer(recipe: Recipe) -> Trainer | None:
     """What the pairs must fit; None where nothing is trained."""
-    return Trainer(*recipe.base_model(), recipe.train.max_length) if recipe.train else None
+    if recipe.train is None:
+        return None
+    policy = recipe.policy()
+    return Trainer(policy.model, policy.revision, recipe.train.max_length, policy.chat_template)
 
 
 def _control(recipe: Recipe, ranked: Stage, shards: list[list[Path]], total: int, progress: Progress) -> Control:
@@ -118,14 +122,14 @@ def _control(recipe: Recipe, ranked: Stage, shards: list[list[Path]], total: int
     return control(parts)
 
 
-def _worker(recipe: Recipe, ranked: Stage, tools: bool, controlled: Control | None) -> Callable[[list[Path]], Part]:
-    """Turns some shards of samples, with the rankings of the same names, into pairs and drops."""
+def _worker(recipe: Recipe, ranked: Stage, schema: pa.Schema, controlled: Control | None) -> Callable[[list[Path]], Part]:
+    """Turns some shards of samples, with the rankings of the same names, into pairs of this schema and drops."""
     trainer = _trainer(recipe)
     screens = {name: (one, one.build(trainer)) for name, one in recipe.pair.filters.items() if one}
 
     def work(shards: list[Path]) -> Part:
         samples, rankings = _read(shards, ranked, SAMPLE_COLUMNS)
-        formed = form(samples, rankings, recipe.pair, tools, controlled)
+        formed = form(samples, rankings, recipe.pair, schema, controlled)
         screened = filters.screen(formed.pairs, screens)
         pairs = formed.pairs.set_column(
             formed.pairs.schema.get_field_index("flags"), FLAGS, pa.array(screened.flags, FLAGS.type)

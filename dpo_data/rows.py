@@ -17,6 +17,9 @@ hold `tool_calls`: [{"type": "function", "function": {"name": text, "arguments":
 Tools = list[dict[str, Any]]
 """The tools that a conversation may call: JSON schemas, as chat templates want them."""
 
+TemplateKwargs = dict[str, Any]
+"""A chat template's own variables, such as {"enable_thinking": False}; none is None, never an empty one."""
+
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
@@ -28,6 +31,7 @@ class Prompt:
     source: str
     tools: Tools | None = None
     reference: str | None = None
+    chat_template_kwargs: TemplateKwargs | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,12 +45,14 @@ class DroppedPrompt:
     reason: str
     tools: Tools | None = None
     reference: str | None = None
+    chat_template_kwargs: TemplateKwargs | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Completion:
     """One answer. `logprob` is the sum over its `n_tokens` tokens, in nats, under the model itself. An answer that calls tools
-    holds `tool_calls`, as a Message does; `score` is the one it came with, where it was given and not generated."""
+    holds `tool_calls`, as a Message does; `score` is the one it came with, where it was given and not generated. `token_ids`
+    are those tokens as they were sampled, the end token among them and the prompt not; None where the engine does not tell."""
 
     completion_id: str
     index: int
@@ -57,6 +63,7 @@ class Completion:
     model: str
     tool_calls: list[dict[str, Any]] | None = None
     score: float | None = None
+    token_ids: list[int] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +77,7 @@ class Sample:
     error: str | None
     tools: Tools | None = None
     reference: str | None = None
+    chat_template_kwargs: TemplateKwargs | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +120,7 @@ class PreferencePair:
     source: str
     flags: list[str]
     tools: Tools | None = None
+    chat_template_kwargs: TemplateKwargs | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,9 +146,24 @@ class DroppedPair:
     filter: str
     reason: str
     tools: Tools | None = None
+    chat_template_kwargs: TemplateKwargs | None = None
 
 
 Row = TypeVar("Row")
+
+
+def answered(prompt: Prompt, completions: list[Completion], error: str | None = None) -> Sample:
+    """A prompt with its completions, or with the error that prevented them."""
+    return Sample(
+        prompt.prompt_id,
+        prompt.prompt,
+        prompt.source,
+        completions,
+        error,
+        prompt.tools,
+        prompt.reference,
+        prompt.chat_template_kwargs,
+    )
 
 
 def content_id(value: Any) -> str:
@@ -148,9 +172,11 @@ def content_id(value: Any) -> str:
     return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
 
 
-def prompt_id(messages: list[Message], tools: Tools | None = None) -> str:
-    """A content hash of a conversation and of the tools that it may call."""
+def prompt_id(messages: list[Message], tools: Tools | None = None, chat_template_kwargs: TemplateKwargs | None = None) -> str:
+    """A content hash of a conversation, of the tools that it may call, and of its chat template's variables."""
     turns = [[m["role"], m["content"], *([m["tool_calls"]] if m.get("tool_calls") else [])] for m in messages]
+    if chat_template_kwargs:
+        return content_id([turns, tools or [], chat_template_kwargs])
     return content_id([turns, tools] if tools else turns)
 
 

@@ -3,6 +3,7 @@
 runs/<name>/  recipe.toml  report.json  report.html  logs/
   1-sample/   recipe.json (first)   00000.parquet …   manifest.json (last)
   2-rank/ …   3-pair/ …   4-train/ …   5-evaluate/ …   6-publish/ …
+A run with rounds holds such a directory for each, round-1/ …, and beside them rounds.json and rounds.html.
 
 A file appears by atomic rename and never changes. A finished shard is skipped by the next attempt. `manifest.json` is written
 last: its existence means that the stage is complete. So a run may be killed at any moment and started again.
@@ -14,6 +15,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
+from itertools import count, takewhile
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -40,6 +42,14 @@ class RunDir:
 
     def stage(self, name: str) -> "Stage":
         return Stage(self.path / FOLDERS[name], name)
+
+    @property
+    def rounds(self) -> list["RunDir"]:
+        """The run directories of its rounds that have begun, in their order; none where it is a run by itself."""
+        return list(takewhile(lambda one: (one.path / "recipe.toml").is_file(), map(self.round, count(1))))
+
+    def round(self, number: int) -> "RunDir":
+        return RunDir(self.path / f"round-{number}")
 
     @property
     def logs(self) -> Path:
@@ -171,11 +181,13 @@ class Stage:
         work: Callable[[Iterator[Given]], Iterator[Any]],
         kind: type,
         done: Callable[[int], None] = lambda rows: None,
+        schema: pa.Schema | None = None,
     ) -> int:
         """Stream rows through `work`, and write each shard when all of its rows have come back, in the order given.
 
         Rows and results are matched by `prompt_id`. `work` is one stream over all unfinished shards, so an engine behind it is
-        never drained between them. `done` hears how many rows are on disk. Returns the number of rows that did not come back.
+        never drained between them. `done` hears how many rows are on disk. `schema`: the rows' own, with metadata of its own.
+        Returns the number of rows that did not come back.
         """
         open_shards: dict[int, dict[str, Any]] = {}
         missing: dict[int, int] = {}
@@ -200,7 +212,7 @@ class Stage:
             missing[index] -= 1
             if not missing[index]:
                 shard = open_shards.pop(index)
-                self.write(self.shard(index).name, list(shard.values()), kind)
+                self.write_table(self.shard(index).name, to_table(list(shard.values()), kind, schema))
                 on_disk += len(shard)
                 done(on_disk)
         return len(home)

@@ -1,25 +1,28 @@
 """Every prompt is answered N times, at fixed settings, and streamed into shards."""
 
+import json
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass, replace
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.compute as pc
 
-from dpo_data.admission import Admission, admit, evaluation_hashes
+from dpo_data import chat_template
+from dpo_data.admission import Admission, admit, evaluation_hashes, lineage_inputs
 from dpo_data.config import Recipe
 from dpo_data.engines.given import Given
 from dpo_data.engines.mix import Mix
 from dpo_data.errors import EngineError, TooManyFailures
-from dpo_data.files import read_rows, read_table
+from dpo_data.files import read_rows, read_schema, read_table
 from dpo_data.formats.prompts import prompts_hash, prompts_shape
 from dpo_data.models import engine_revision
 from dpo_data.rows import DroppedPrompt, Prompt, Sample, batched
 from dpo_data.rundir import RunDir, Stage
 from dpo_data.seams import Engine, Progress, Sampling, answer
-from dpo_data.tables import SCHEMAS, to_table
+from dpo_data.tables import SCHEMAS, SOMETIMES, to_table
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,10 +56,12 @@ def sample(recipe: Recipe, run: RunDir, progress: Progress) -> dict[str, Any]:
     return stage.finish(
         shape=prompts_shape(recipe.prompts),
         **admitted.counts,
+        reused=admitted.reused,
         failed=_failures(stage, recipe, admitted),
         **(facts := _facts(stage)),
         tokens_here=None if begun else facts["tokens"],
         model_revision=engine_revision(recipe.sample.engine),
+        policy=_policy(stage),
         sampling={} if isinstance(recipe.sample.engine, Given) else recipe.sample.sampling,
     )
 
@@ -68,8 +73,14 @@ def settings(recipe: Recipe) -> dict[str, Any]:
 
 def inputs(recipe: Recipe, run: RunDir) -> dict[str, Any]:
     """Content hashes of what this stage reads."""
-    hashes = {"prompts": prompts_hash(recipe.prompts), "model": engine_revision(recipe.sample.engine)}
-    return {**hashes, "evaluation": evaluation_hashes(recipe.prompts)}
+    engine = recipe.sample.engine
+    return {
+        "prompts": prompts_hash(recipe.prompts),
+        "model": engine_revision(engine),
+        "chat_template": chat_template.of(engine),
+        "evaluation": evaluation_hashes(recipe.prompts),
+        **lineage_inputs(recipe),
+    }
 
 
 def _set_aside(stage: Stage, admitted: Admission) -> None:
@@ -112,6 +123,7 @@ def _take(turn: Turn, recipe: Recipe, stage: Stage, admitted: Admission, done: C
                 lambda prompts: answer(engine, prompts, turn.sampling, recipe.seed, turn.first),
                 Sample,
                 done,
+                _schema(engine),
             )
         if missing:
             raise EngineError(f"The engine gave no answer for {missing} prompts", "Run again to ask for those alone.")
@@ -137,6 +149,19 @@ def _joined(parts: list[list[Sample]]) -> Iterator[Sample]:
         yield replace(row, completions=[] if error else [c for one in rows for c in one.completions], error=error)
 
 
+def _schema(engine: Engine) -> pa.Schema:
+    """The schema of a shard, which notes how the engine that fills it computes log-probs, where it tells."""
+    policy = getattr(engine, "policy", None)
+    return SCHEMAS[Sample].with_metadata({"policy": json.dumps(policy)} if policy else None)
+
+
+def _policy(stage: Stage) -> dict[str, Any] | None:
+    """How all log-probs came about; None where an engine did not tell, or where the shards differ in it."""
+    noted = {(read_schema(path).metadata or {}).get(b"policy") for path in stage.shards()}
+    policy: dict[str, Any] | None = json.loads(next(iter(noted)) or "null") if len(noted) == 1 else None
+    return policy
+
+
 def _failures(stage: Stage, recipe: Recipe, admitted: Admission) -> int:
     """How many prompts could not be answered. Raises TooManyFailures."""
     failed = [error for error in stage.column("error") if error]
@@ -149,11 +174,12 @@ def _failures(stage: Stage, recipe: Recipe, admitted: Admission) -> int:
 
 
 def _facts(stage: Stage) -> dict[str, Any]:
-    """Which models answered, how often; how many tokens they wrote; and whether any prompt or answer has tools."""
+    """Which models answered, how often; how many tokens they wrote; and whether any prompt or answer has tools, any prompt
+    variables of its chat template."""
     models: Counter[str] = Counter()
-    tools, tokens = False, 0
+    tools, kwargs, tokens = False, False, 0
     leaves = [
-        "tools",
+        *SOMETIMES,
         "prompt.list.element.tool_calls",
         "completions.list.element.tool_calls",
         "completions.list.element.model",
@@ -166,4 +192,6 @@ def _facts(stage: Stage) -> dict[str, Any]:
         tokens += pc.sum(completions.field("n_tokens")).as_py() or 0
         calls = [table["tools"], prompts.field("tool_calls"), completions.field("tool_calls")]
         tools = tools or any(len(column) > column.null_count for column in calls)
-    return {"model": ", ".join(models), "models": dict(models), "tokens": tokens, "tools": tools}
+        kwargs = kwargs or len(table) > table["chat_template_kwargs"].null_count
+    columns = {"tools": tools, "chat_template_kwargs": kwargs}
+    return {"model": ", ".join(models), "models": dict(models), "tokens": tokens, **columns}

@@ -11,7 +11,19 @@ from typing import Any, ClassVar, Protocol
 
 from pydantic import BaseModel, ConfigDict, SerializationInfo, SerializerFunctionWrapHandler, model_serializer
 
-from dpo_data.rows import Completion, Message, PreferencePair, Prompt, Ranking, Sample, Tools, completion_ids, request_seed
+from dpo_data.rows import (
+    Completion,
+    Message,
+    PreferencePair,
+    Prompt,
+    Ranking,
+    Sample,
+    TemplateKwargs,
+    Tools,
+    answered,
+    completion_ids,
+    request_seed,
+)
 
 Filter = Callable[[PreferencePair], str | None]
 """A filter returns the reason to drop a pair, or None."""
@@ -46,19 +58,21 @@ class Settings(BaseModel):
 @dataclass(frozen=True, slots=True)
 class Request:
     """A conversation to answer. `id` comes back with the answer; `schema` is a JSON schema that the answer must meet; `tools`
-    are shown to the model by its chat template."""
+    are shown to the model by its chat template, whose own variables are `chat_template_kwargs`."""
 
     id: str
     messages: list[Message]
     seed: int
     schema: dict[str, Any] | None = None
     tools: Tools | None = None
+    chat_template_kwargs: TemplateKwargs | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Output:
     """One answer. `logprob`: sum over its tokens in nats; None where the engine does not tell. `model`: who answered, where
-    that is not the engine's one model. `tool_calls`: as in a Message. `score`: of an answer that was given with one."""
+    that is not the engine's one model. `tool_calls`: as in a Message. `score`: of an answer that was given with one.
+    `token_ids`: as in a Completion."""
 
     text: str
     finish_reason: str | None
@@ -67,6 +81,7 @@ class Output:
     model: str | None = None
     tool_calls: list[dict[str, Any]] | None = None
     score: float | None = None
+    token_ids: list[int] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,7 +149,13 @@ def answer(engine: Engine, prompts: Iterable[Prompt], sampling: Sampling, seed: 
         for prompt in prompts:
             asked[prompt.prompt_id] = prompt
             key = f"{prompt.prompt_id}/{first}" if first else prompt.prompt_id
-            yield Request(prompt.prompt_id, prompt.prompt, request_seed(seed, key), tools=prompt.tools)
+            yield Request(
+                prompt.prompt_id,
+                prompt.prompt,
+                request_seed(seed, key),
+                tools=prompt.tools,
+                chat_template_kwargs=prompt.chat_template_kwargs,
+            )
 
     settings = {**sampling, "seed": seed}
     for completed in engine.complete(requests(), sampling):
@@ -147,16 +168,25 @@ def _sampled(prompt: Prompt, completed: Completed, model: str, sampling: Samplin
     if error is None and came != sampling.get("n", came):
         error = f"{came} of {sampling['n']} completions came back"
     if error is not None:
-        return Sample(prompt.prompt_id, prompt.prompt, prompt.source, [], error, prompt.tools, prompt.reference)
-    answered = [out.model or model for out in completed.outputs]
-    ids = {who: completion_ids(prompt.prompt_id, who, sampling, first + came) for who in dict.fromkeys(answered)}
+        return answered(prompt, [], error)
+    models = [out.model or model for out in completed.outputs]
+    ids = {who: completion_ids(prompt.prompt_id, who, sampling, first + came) for who in dict.fromkeys(models)}
     completions = [
         Completion(
-            ids[who][index], index, out.text, out.finish_reason, out.n_tokens, out.logprob, who, out.tool_calls, out.score
+            ids[who][index],
+            index,
+            out.text,
+            out.finish_reason,
+            out.n_tokens,
+            out.logprob,
+            who,
+            out.tool_calls,
+            out.score,
+            out.token_ids,
         )
-        for index, (who, out) in enumerate(zip(answered, completed.outputs, strict=True), first)
+        for index, (who, out) in enumerate(zip(models, completed.outputs, strict=True), first)
     ]
-    return Sample(prompt.prompt_id, prompt.prompt, prompt.source, completions, None, prompt.tools, prompt.reference)
+    return answered(prompt, completions)
 
 
 def ready(requests: Iterator[Request | None], most: int) -> Iterator[Request]:

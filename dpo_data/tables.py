@@ -1,7 +1,8 @@
 """Rows as Arrow tables and back: one explicit schema a row type, never inferred.
 
 A conversation is a list of {role, content, tool_calls}, with the calls as JSON text, which keeps arguments of any shape. What
-users train on has no such column, unless the run has tools (`schema_of`).
+users train on has no such column, unless the run has tools (`schema_of`). A file of an older version lacks columns that came
+later: its rows have none of what stands there.
 """
 
 import json
@@ -25,18 +26,23 @@ _TEXT, _REAL, _WHOLE = pa.string(), pa.float64(), pa.int32()
 _TURN = _required(role=_TEXT, content=_TEXT)
 MESSAGES = pa.list_(pa.struct(_TURN + _optional(tool_calls=_TEXT)))
 PLAIN = pa.list_(pa.struct(_TURN))
-JSONS = pa.list_(pa.json_())
+JSON = pa.json_()
+JSONS = pa.list_(JSON)
 """How conversations are stored: in the pipeline's own files; in pairs; in pairs of a run with tools, each turn as JSON."""
+
+SOMETIMES = ("tools", "chat_template_kwargs")
+"""The columns that pairs have in those runs alone in which a prompt has any."""
 
 _COMPLETION = pa.struct(
     _required(completion_id=_TEXT, index=_WHOLE, text=_TEXT)
     + _optional(finish_reason=_TEXT, n_tokens=_WHOLE, logprob=_REAL)
     + _required(model=_TEXT)
-    + _optional(tool_calls=_TEXT, score=_REAL)
+    + _optional(tool_calls=_TEXT, score=_REAL, token_ids=pa.list_(_WHOLE))
 )
 _PROMPT = _required(prompt_id=_TEXT, prompt=MESSAGES, source=_TEXT)
 _TOOLS = _optional(tools=_TEXT)
 _REFERENCE = _optional(reference=_TEXT)
+_FORM = _optional(chat_template_kwargs=_TEXT)
 _WHY = _required(filter=_TEXT, reason=_TEXT)
 
 
@@ -54,27 +60,36 @@ def _pair(messages: pa.DataType, sure: bool) -> list[pa.Field]:
 
 
 SCHEMAS: dict[type, pa.Schema] = {
-    Prompt: pa.schema(_PROMPT + _TOOLS + _REFERENCE),
-    DroppedPrompt: pa.schema(_PROMPT + _WHY + _TOOLS + _REFERENCE),
-    Sample: pa.schema(_PROMPT + _required(completions=pa.list_(_COMPLETION)) + _optional(error=_TEXT) + _TOOLS + _REFERENCE),
+    Prompt: pa.schema(_PROMPT + _TOOLS + _REFERENCE + _FORM),
+    DroppedPrompt: pa.schema(_PROMPT + _WHY + _TOOLS + _REFERENCE + _FORM),
+    Sample: pa.schema(
+        _PROMPT + _required(completions=pa.list_(_COMPLETION)) + _optional(error=_TEXT) + _TOOLS + _REFERENCE + _FORM
+    ),
     Ranking: pa.schema(
         _required(prompt_id=_TEXT, judge=_TEXT, completion_ids=pa.list_(_TEXT), scores=pa.list_(_REAL))
         + _optional(abstained=_TEXT)
         + _required(transcript=_TEXT)
     ),
     PreferencePair: pa.schema(_pair(PLAIN, sure=True)),
-    DroppedPair: pa.schema(_pair(MESSAGES, sure=False) + _WHY + _TOOLS),
+    DroppedPair: pa.schema(_pair(MESSAGES, sure=False) + _WHY + _TOOLS + _FORM),
 }
 """The Arrow schema of each row type that is written to Parquet."""
 
 
-def schema_of(kind: type, tools: bool = False) -> pa.Schema:
+def schema_of(kind: type, tools: bool = False, chat_template_kwargs: bool = False) -> pa.Schema:
     """A row type's schema. Pairs of a run with `tools` hold each turn as a JSON text, and a column `tools`: a struct would give
-    every turn a `tool_calls` of null, on which chat templates that ask `'tool_calls' in message` fail. `datasets`, and
-    so TRL, reads Arrow's JSON type as objects."""
-    if kind is not PreferencePair or not tools:
+    every turn a `tool_calls` of null, on which chat templates that ask `'tool_calls' in message` fail. Those of a run with
+    `chat_template_kwargs` have a column of these, JSON too and {} for none, since TRL takes no null. `datasets`, and so TRL,
+    reads Arrow's JSON type as objects."""
+    if kind is not PreferencePair:
         return SCHEMAS[kind]
-    return pa.schema(_pair(JSONS, sure=True) + _TOOLS)
+    form = _required(chat_template_kwargs=JSON) if chat_template_kwargs else []
+    return pa.schema(_pair(JSONS if tools else PLAIN, sure=True) + (_TOOLS if tools else []) + form)
+
+
+def present(manifest: Mapping[str, Any]) -> dict[str, bool]:
+    """Which of the columns `SOMETIMES` the pairs of a run have, by the manifest of `sample` or of `pair`."""
+    return {name: bool(manifest.get(name)) for name in SOMETIMES}
 
 
 def to_table(rows: Sequence[Any], kind: type, schema: pa.Schema | None = None) -> pa.Table:
@@ -92,10 +107,12 @@ def from_table(table: pa.Table | pa.RecordBatch, kind: type[Row]) -> Iterator[Ro
 
 
 def _array(values: list[Any], kind: pa.DataType) -> pa.Array:
+    if kind == JSON:
+        return pa.ExtensionArray.from_storage(JSON, pa.array(values, _TEXT))
     if kind != JSONS:
         return pa.array(values, kind)
     texts = pa.array(values, pa.list_(_TEXT))
-    return pa.ListArray.from_arrays(texts.offsets, pa.ExtensionArray.from_storage(pa.json_(), texts.values))
+    return pa.ListArray.from_arrays(texts.offsets, pa.ExtensionArray.from_storage(JSON, texts.values))
 
 
 def as_table(columns: Mapping[str, Any], schema: pa.Schema, length: int) -> pa.Table:
@@ -114,6 +131,8 @@ def one_chunk(column: pa.ChunkedArray | pa.Array) -> pa.Array:
 def _fitted(array: Any, kind: pa.DataType) -> pa.Array:
     if not isinstance(array, pa.Array) or array.type == kind:
         return array if isinstance(array, pa.Array) else pa.array(array, kind)
+    if kind == JSON:
+        return _array(array.fill_null("{}").to_pylist(), kind)
     if kind not in (MESSAGES, PLAIN, JSONS):
         return array.cast(kind)
     if JSONS in (kind, array.type):
@@ -137,7 +156,7 @@ _CONVERSATIONS = frozenset({"prompt", "chosen", "rejected"})
 def _store(value: Any, field: pa.Field) -> Any:
     """A row's value as Arrow holds it."""
     if value is None:
-        return None
+        return "{}" if field.type == JSON else None
     if field.name in _CONVERSATIONS:
         if field.type == JSONS:
             return [_json(turn) for turn in value]
@@ -146,7 +165,7 @@ def _store(value: Any, field: pa.Field) -> Any:
         return [{**turn, "tool_calls": _json(turn["tool_calls"])} if "tool_calls" in turn else turn for turn in value]
     if field.name == "completions":
         return [{**_plain(one), "tool_calls": _json(one.tool_calls) if one.tool_calls else None} for one in value]
-    return _json(value) if field.name == "tools" else value
+    return _json(value) if field.name in SOMETIMES else value
 
 
 def _restore(name: str, value: Any) -> Any:
@@ -158,6 +177,8 @@ def _restore(name: str, value: Any) -> Any:
         return [
             Completion(**{**one, "tool_calls": json.loads(one["tool_calls"]) if one["tool_calls"] else None}) for one in value
         ]
+    if name == "chat_template_kwargs":
+        return json.loads(value) or None
     return json.loads(value) if name == "tools" else value
 
 

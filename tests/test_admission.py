@@ -84,11 +84,12 @@ def test_a_shared_system_prompt_makes_no_two_prompts_alike(tmp_path: Path) -> No
     assert why(admit(asking(path))) == {"p.jsonl:3": ("near_duplicate", "1.00 like p.jsonl:1")}
 
 
-def test_another_system_prompt_or_other_tools_make_another_prompt(tmp_path: Path) -> None:
+def test_another_system_prompt_other_tools_or_variables_make_another_prompt(tmp_path: Path) -> None:
     tool = {"type": "function", "function": {"name": "look", "parameters": {"type": "object", "properties": {}}}}
     asked = [chat(None, LONG), chat("be brief", LONG), chat("be long", LONG + "!"), chat(None, LONG, tools=[tool])]
+    asked.append(chat(None, LONG, chat_template_kwargs={"enable_thinking": False}))
     path = write(tmp_path / "p.jsonl", *asked, chat("be long", LONG))
-    assert why(admit(asking(path))) == {"p.jsonl:5": ("near_duplicate", "1.00 like p.jsonl:3")}
+    assert why(admit(asking(path))) == {"p.jsonl:6": ("near_duplicate", "1.00 like p.jsonl:3")}
 
 
 def test_what_an_evaluation_set_holds_is_dropped_from_both_shares(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """A run leaves in another program's format: what fits is read again unchanged, what does not is kept with its reason."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from dpo_data.formats import FORMATS
 from dpo_data.formats.format import Group
 from dpo_data.formats.prompts import Prompts, evaluation_texts, read_given, read_prompts
 from dpo_data.formats.shapes import Answer
-from dpo_data.rows import Completion, Message, PreferencePair, Prompt, Ranking, Sample, completion_ids, prompt_id
+from dpo_data.rows import Completion, Message, PreferencePair, Prompt, Ranking, Sample, answered, completion_ids, prompt_id
 from dpo_data.rundir import RunDir
 from dpo_data.tables import schema_of, to_table
 
@@ -35,6 +36,7 @@ def a_run(folder: Path, given: Given, test: int = 1, ranked: bool = True) -> Run
     run = RunDir(folder)
     samples, rankings, pairs = zip(*(_rows(prompt, answers, ranked) for prompt, answers in given), strict=True)
     tools = any(pair.tools or "tool_calls" in pair.chosen[0] or "tool_calls" in pair.rejected[0] for pair in pairs)
+    columns = {"tools": tools, "chat_template_kwargs": any(pair.chat_template_kwargs for pair in pairs)}
     cut = len(pairs) - test
     for name, rows, kind in (("sample", samples, Sample), ("rank", rankings, Ranking)):
         stage = run.stage(name).open({}, {})
@@ -42,9 +44,10 @@ def a_run(folder: Path, given: Given, test: int = 1, ranked: bool = True) -> Run
             stage.write(stage.shard(index // 100).name, [row for row in rows[index : index + 100] if row], kind)
         stage.finish()
     stage = run.stage("pair").open({}, {})
-    with stage.writers({f"{part}.parquet": schema_of(PreferencePair, tools) for part in ("train", "test")}) as append:
+    schema = schema_of(PreferencePair, **columns)
+    with stage.writers({f"{part}.parquet": schema for part in ("train", "test")}) as append:
         for part, rows in (("train", pairs[:cut]), ("test", pairs[cut:])):
-            append[f"{part}.parquet"](to_table(rows, PreferencePair, schema_of(PreferencePair, tools)))
+            append[f"{part}.parquet"](to_table(rows, PreferencePair, schema))
     stage.finish()
     return run
 
@@ -61,10 +64,10 @@ def _rows(prompt: Prompt, answers: list[Answer], ranked: bool) -> tuple[Sample, 
         prompt_id=prompt.prompt_id, prompt=prompt.prompt, chosen=[sides[0]], rejected=[sides[1]], chosen_id=ids[0],
         rejected_id=ids[-1], score_chosen=scores[0] or 0.0, score_rejected=scores[-1] or 0.0, margin=1.0,
         n_tokens_chosen=None, n_tokens_rejected=None, judge="j", model_chosen="m", model_rejected="m", source=prompt.source,
-        flags=[], tools=prompt.tools,
+        flags=[], tools=prompt.tools, chat_template_kwargs=prompt.chat_template_kwargs,
     )  # fmt: skip
     ranking = Ranking(prompt.prompt_id, "j", ids, scores, None, "[]") if ranked else None
-    return Sample(prompt.prompt_id, prompt.prompt, prompt.source, completions, None, prompt.tools), ranking, pair
+    return answered(prompt, completions), ranking, pair
 
 
 def _turn(answer: Answer) -> Message:
@@ -186,6 +189,29 @@ def test_trl_gets_its_columns_and_tools_where_there_are_some(tmp_path: Path) -> 
     assert pq.read_schema(tmp_path / "out" / "train.parquet").names == columns
     assert pq.read_schema(tmp_path / "called" / "train.parquet").names == [*columns, "tools"]
     assert content(given_of(tmp_path / "called" / "test.parquet")) == content([(prompt, called)])
+
+
+def test_variables_of_the_chat_template_go_where_there_is_a_place_for_them(tmp_path: Path) -> None:
+    from datasets import load_dataset
+
+    kwargs = {"enable_thinking": False}
+    prompt = Prompt(prompt_id(user("q"), None, kwargs), user("q"), "s:1", chat_template_kwargs=kwargs)
+    run = a_run(tmp_path / "run", [*SMALL, (prompt, [Answer("yes", "m", 1.0), Answer("no", "m", 0.0)])], test=0)
+    left_out = {name: export(run, name, tmp_path / name)[0].left_out for name in FORMATS}
+    reason = {"the format has no place for chat_template_kwargs": 1}
+    assert {name for name, left in left_out.items() if left == reason} == {
+        "axolotl",
+        "llamafactory",
+        "openrlhf",
+        "nemo_rl",
+        "kto",
+    }
+    assert {name for name, left in left_out.items() if not left} == {"trl", "hh", "ultrafeedback", "text"}
+    file = str(tmp_path / "trl" / "train.parquet")
+    rows = load_dataset("parquet", data_files=file, split="train", cache_dir=str(tmp_path / "cache"))
+    assert rows["chat_template_kwargs"][:] == [{}] * 5 + [kwargs]
+    assert given_of(Path(file))[-1][0] == replace(prompt, source="train.parquet:6")
+    assert [one.chat_template_kwargs for one, _ in given_of(run.stage("sample").shard(0))] == [None] * 5 + [kwargs]
 
 
 def test_kto_keeps_tools_and_calls_and_datasets_reads_them_as_they_are(tmp_path: Path) -> None:

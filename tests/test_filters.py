@@ -398,13 +398,13 @@ def test_a_flag_keeps_the_pair() -> None:
 
 
 def test_fits_counts_as_the_trainer_does(tiny_model: str) -> None:
-    from datasets import Dataset
     from transformers import AutoTokenizer
 
-    from dpo_data.trainer.child import _fitting
+    from dpo_data.trainer.tokens import fitting, tokenize
 
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model)
     rows = [pair("word " * n, "no " * (2 * n), prompt="Say it. " * 9) for n in (1, 10, 40, 90)]
-    _, longest, left_out = _fitting(Dataset(to_table(rows, PreferencePair)), AutoTokenizer.from_pretrained(tiny_model), 10_000)
+    _, longest, left_out = fitting(tokenize(rows, {}, tokenizer, {tokenizer.eos_token_id}), 10_000)
     assert left_out == 0
     told = [reason(Fits(), row, Trainer(tiny_model, None, longest - 1)) for row in rows]
     assert told == [None] * 3 + [f"prompt and rejected answer have {longest} tokens, more than {longest - 1}"]
@@ -422,6 +422,16 @@ def test_fits_reads_no_tokenizer_for_short_pairs_and_nothing_where_nothing_is_tr
     table = Fits()
     assert screen(to_table([pair()], PreferencePair), {"fits": (table, table.build(nowhere))}).names == [None]
     assert reason(Fits(), pair("word " * 100_000)) is None
+
+
+def test_fits_counts_in_a_chat_template_of_ones_own_and_with_its_variables(tiny_model: str, tmp_path: Path) -> None:
+    file = tmp_path / "long.jinja"
+    file.write_text("{% if long %}{{ 'word ' * 200 }}{% endif %}{% for m in messages %}{{ m.content }}\n{% endfor %}")
+    table, trainer = Fits(), Trainer(tiny_model, None, 100, str(file))
+    with_variables = schema_of(PreferencePair, chat_template_kwargs=True)
+    rows = [pair(chat_template_kwargs=one) for one in (None, {"long": True}, {"long": False})]
+    told = screen(to_table(rows, PreferencePair, with_variables), {"fits": (table, table.build(trainer))}).reasons
+    assert told[0] is None is told[2] and str(told[1]).endswith("tokens, more than 100")
 
 
 def test_fits_needs_a_chat_template(tiny_model: str, tmp_path: Path) -> None:

@@ -41,14 +41,14 @@ def written(folder: Path, name: str, row: Any) -> Given:
         old.unlink()
     if path.is_dir():
         path.rmdir()
-    of_pairs = schema_of(PreferencePair, tools=True)
+    of_pairs = schema_of(PreferencePair, tools=True, chat_template_kwargs=True)
     schema = pa.schema([of_pairs.field(column) for column in format.columns])
     WRITERS[format.suffix](path, iter(format.records(row)), schema)
     return given_of(path)
 
 
 HOLDS = {
-    "trl": pairs(),
+    "trl": pairs(kwargs=True),
     "llamafactory": pairs(),
     "hh": pairs(tools=False, system=False),
     "kto": pairs(),
@@ -68,6 +68,7 @@ def test_a_pair_is_read_again_as_it_was_written(tmp_path: Path, name: str) -> No
         assume(not FORMATS[name].unfit(pair))
         ((prompt, answers),) = written(tmp_path, name, pair)
         assert (prompt.prompt, prompt.tools, prompt.prompt_id) == (pair.prompt, pair.tools, pair.prompt_id)
+        assert prompt.chat_template_kwargs == pair.chat_template_kwargs
         sides = [pair.chosen[0], pair.rejected[0]]
         assert [answer.text for answer in answers] == [side["content"] for side in sides]
         assert [answer.tool_calls for answer in answers] == [side.get("tool_calls") for side in sides]
@@ -77,7 +78,7 @@ def test_a_pair_is_read_again_as_it_was_written(tmp_path: Path, name: str) -> No
     check()
 
 
-@given(pairs())
+@given(pairs(kwargs=True))
 def test_trl_holds_every_pair(pair: PreferencePair) -> None:
     assert FORMATS["trl"].unfit(pair) is None
 
@@ -111,21 +112,25 @@ CALLS = {"role": "assistant", "content": "", "tool_calls": [CALL]}
 SYSTEM = {"role": "system", "content": "Be brief."}
 
 
-def a_pair(*prompt: Any, chosen: Any = None, rejected: Any = None, tools: Any = None) -> PreferencePair:
+def a_pair(*prompt: Any, chosen: Any = None, rejected: Any = None, tools: Any = None, kwargs: Any = None) -> PreferencePair:
     return PreferencePair(
         prompt_id="p", prompt=list(prompt), chosen=[chosen or says("a")], rejected=[rejected or says("b")], chosen_id="c",
         rejected_id="r", score_chosen=1.0, score_rejected=0.0, margin=1.0, n_tokens_chosen=None, n_tokens_rejected=None,
         judge="j", model_chosen="m", model_rejected="m", source="s", flags=[], tools=tools,
+        chat_template_kwargs=kwargs,
     )  # fmt: skip
 
 
-UNFIT: list[tuple[str, PreferencePair, str]] = [
+UNFIT: list[tuple[str, PreferencePair, str | None]] = [
     ("hh", a_pair(SYSTEM, user("q")), "the format has no place for a turn of the system"),
     ("hh", a_pair(user("q\n\nHuman: no")), "a text holds the format's own marker"),
     ("hh", a_pair(user("q"), chosen=says("\n\nAssistant: x")), "a text holds the format's own marker"),
     ("hh", a_pair(user("q"), tools=[{"name": "add"}]), "the format has no place for tools"),
     *((name, a_pair(user("q"), chosen=CALLS), "the format has no place for tools")
       for name in ("axolotl", "openrlhf", "nemo_rl")),
+    *((name, a_pair(user("q"), kwargs={"enable_thinking": False}), "the format has no place for chat_template_kwargs")
+      for name in ("axolotl", "llamafactory", "openrlhf", "nemo_rl", "kto")),
+    ("hh", a_pair(user("q"), kwargs={"enable_thinking": False}), None),
     ("axolotl", a_pair({"role": "developer", "content": ""}, user("q")), "the format has no place for a turn of the developer"),
     ("llamafactory", a_pair(user("a"), user("b")), "the format wants user and assistant to take turns"),
     ("llamafactory", a_pair(user("q"), SYSTEM, user("r")), "the format wants user and assistant to take turns"),
@@ -135,7 +140,7 @@ UNFIT: list[tuple[str, PreferencePair, str]] = [
 
 
 @pytest.mark.parametrize(("name", "pair", "reason"), UNFIT)
-def test_what_a_format_cannot_hold_it_says(name: str, pair: PreferencePair, reason: str) -> None:
+def test_what_a_format_cannot_hold_it_says(name: str, pair: PreferencePair, reason: str | None) -> None:
     assert FORMATS[name].unfit(pair) == reason
 
 

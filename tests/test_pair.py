@@ -11,16 +11,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dpo_data import pipeline
-from dpo_data.candidates import form
+from dpo_data.candidates import SAMPLE_COLUMNS, form
 from dpo_data.config import Pair, Recipe
 from dpo_data.dedup import normalised
 from dpo_data.errors import EmptyStage
+from dpo_data.files import read_table
 from dpo_data.rows import Completion, DroppedPair, PreferencePair, Ranking, Sample
 from dpo_data.rundir import RunDir
 from dpo_data.strategies import STRATEGIES, Candidates
-from dpo_data.tables import from_table, to_table
+from dpo_data.tables import from_table, schema_of, to_table
 
 PROMPT = [{"role": "user", "content": "Why?"}]
+PAIRS = schema_of(PreferencePair)
 
 
 def ranked(*answers: tuple[str, float | None, str]) -> tuple[Sample, Ranking]:
@@ -55,9 +57,10 @@ choices = st.builds(
 )
 
 
-def made_of(sample: Sample, ranking: Ranking | None, choice: Pair, tools: bool = False) -> list[PreferencePair | DroppedPair]:
+def made_of(sample: Sample, ranking: Ranking | None, choice: Pair, **columns: bool) -> list[PreferencePair | DroppedPair]:
     """The pairs of one prompt, or why there is none."""
-    formed = form(to_table([sample], Sample), to_table([ranking] if ranking else [], Ranking), choice, tools)
+    rankings = to_table([ranking] if ranking else [], Ranking)
+    formed = form(to_table([sample], Sample), rankings, choice, schema_of(PreferencePair, **columns))
     pairs, drops = list(from_table(formed.pairs, PreferencePair)), list(from_table(formed.drops, DroppedPair))
     assert (len(drops) == 1) == (not pairs), "a prompt has pairs, or one reason why it has none"
     return [*pairs, *drops]
@@ -255,7 +258,7 @@ def test_many_prompts_at_once_give_what_each_gives_alone() -> None:
         replace(one, prompt_id=f"p{at}", completion_ids=[f"p{at}{id}" for id in one.completion_ids])
         for at, (_, one) in enumerate(both)
     ]
-    formed = form(to_table(samples, Sample), to_table(rankings[::-1], Ranking), Pair(), False)
+    formed = form(to_table(samples, Sample), to_table(rankings[::-1], Ranking), Pair(), PAIRS)
     alone = [only(*each) for each in zip(samples, rankings, strict=True)]
     assert list(from_table(formed.pairs, PreferencePair)) == alone
     assert [(row.chosen_id, row.margin) for row in alone] == [("p0c0", 1.0), ("p1c2", 2.5)]
@@ -270,6 +273,31 @@ def test_a_run_with_tools_keeps_the_calls() -> None:
     assert isinstance(pair, PreferencePair)
     assert pair.chosen == [{"role": "assistant", "content": "", "tool_calls": [call]}], "a call is no empty answer"
     assert (pair.rejected_id, pair.tools) == ("c1", [{"type": "function"}])
+
+
+def test_a_run_with_variables_of_the_chat_template_keeps_them() -> None:
+    sample, ranking = ranked(("It is blue.", 1.0, "stop"), ("Blue, I think.", 0.0, "stop"))
+    (pair,) = made_of(
+        replace(sample, chat_template_kwargs={"enable_thinking": False}), ranking, Pair(), chat_template_kwargs=True
+    )
+    assert pair.chat_template_kwargs == {"enable_thinking": False}
+    (plain,) = made_of(sample, ranking, Pair(), chat_template_kwargs=True)
+    assert plain.chat_template_kwargs is None
+    (dropped,) = made_of(replace(sample, chat_template_kwargs={"enable_thinking": False}), None, Pair())
+    assert dropped.chat_template_kwargs == {"enable_thinking": False}
+
+
+def test_pairs_are_made_without_a_look_at_token_ids(tmp_path: Path) -> None:
+    sample, ranking = ranked(("It is blue.", 1.0, "stop"), ("Blue, I think.", 0.0, "stop"))
+    sample = replace(sample, completions=[replace(one, token_ids=[1, 2, 3]) for one in sample.completions])
+    path = RunDir(tmp_path).stage("sample").open({}, {}).write("00000.parquet", [sample], Sample)
+    read = read_table(path, SAMPLE_COLUMNS)
+    assert "token_ids" not in [field.name for field in read.schema.field("completions").type.value_type]
+    older = read.drop_columns(["chat_template_kwargs"])
+    made = [
+        form(table, to_table([ranking], Ranking), Pair(), PAIRS).pairs for table in (read, older, to_table([sample], Sample))
+    ]
+    assert made[0] == made[1] == made[2] and len(made[0]) == 1
 
 
 def run_all(recipe: Recipe, run: RunDir) -> None:

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from dpo_data.candidates import dropped
 from dpo_data.rows import (
     Completion,
     DroppedPair,
@@ -23,7 +24,7 @@ from dpo_data.rows import (
     prompt_id,
     request_seed,
 )
-from dpo_data.tables import SCHEMAS, from_table, schema_of, to_table
+from dpo_data.tables import SCHEMAS, SOMETIMES, from_table, schema_of, to_table
 
 text = st.text(max_size=20)
 number = st.floats(allow_nan=False)
@@ -36,6 +37,8 @@ calls = st.lists(
 plain = st.lists(st.fixed_dictionaries({"role": text, "content": text}), max_size=3)
 messages = st.lists(st.fixed_dictionaries({"role": text, "content": text}, optional={"tool_calls": calls}), max_size=3)
 tools = st.none() | st.lists(st.dictionaries(text, text, max_size=2), max_size=2)
+kwargs = st.none() | st.dictionaries(text, st.booleans() | text | st.lists(st.integers()), min_size=1, max_size=2)
+tokens = st.none() | st.lists(st.integers(0, 2**31 - 1), max_size=4)
 completion = st.builds(
     Completion,
     text,
@@ -47,6 +50,7 @@ completion = st.builds(
     text,
     st.none() | calls.filter(bool),
     st.none() | number,
+    tokens,
 )
 
 
@@ -59,14 +63,21 @@ def sides(turns: st.SearchStrategy[Any]) -> dict[str, st.SearchStrategy[Any]]:
 
 flags = st.lists(text, max_size=2)
 BUILDERS: dict[type, st.SearchStrategy[Any]] = {
-    Prompt: st.builds(Prompt, text, messages, text, tools, st.none() | text),
-    DroppedPrompt: st.builds(DroppedPrompt, text, messages, text, text, text, tools, st.none() | text),
+    Prompt: st.builds(Prompt, text, messages, text, tools, st.none() | text, kwargs),
+    DroppedPrompt: st.builds(DroppedPrompt, text, messages, text, text, text, tools, st.none() | text, kwargs),
     Sample: st.builds(
-        Sample, text, messages, text, st.lists(completion, max_size=3), st.none() | text, tools, st.none() | text
+        Sample, text, messages, text, st.lists(completion, max_size=3), st.none() | text, tools, st.none() | text, kwargs
     ),
     Ranking: st.builds(Ranking, text, text, st.lists(text, max_size=4), st.lists(st.none() | number), st.none() | text, text),
     PreferencePair: st.builds(
-        PreferencePair, prompt_id=text, prompt=plain, source=text, flags=flags, tools=st.none(), **sides(plain)
+        PreferencePair,
+        prompt_id=text,
+        prompt=plain,
+        source=text,
+        flags=flags,
+        tools=st.none(),
+        chat_template_kwargs=st.none(),
+        **sides(plain),
     ),
     DroppedPair: st.builds(
         DroppedPair,
@@ -77,6 +88,7 @@ BUILDERS: dict[type, st.SearchStrategy[Any]] = {
         filter=text,
         reason=text,
         tools=tools,
+        chat_template_kwargs=kwargs,
         **{name: st.none() | one for name, one in sides(messages).items()},
     ),
 }
@@ -86,14 +98,26 @@ def test_every_row_type_on_disk_is_tried() -> None:
     assert BUILDERS.keys() == SCHEMAS.keys()
 
 
-@given(
-    st.lists(
-        st.builds(PreferencePair, prompt_id=text, prompt=messages, source=text, flags=flags, tools=tools, **sides(messages))
+@pytest.mark.parametrize("of", [{"tools": True}, {"chat_template_kwargs": True}, dict.fromkeys(SOMETIMES, True)], ids=str)
+def test_pairs_of_a_run_that_has_more_survive_it_too(of: dict[str, bool]) -> None:
+    turns, more = messages if "tools" in of else plain, {"tools": tools, "chat_template_kwargs": kwargs}
+    known = {name: one if name in of else st.none() for name, one in more.items()}
+
+    @given(
+        st.lists(
+            st.builds(PreferencePair, prompt_id=text, prompt=turns, source=text, flags=flags, **known, **sides(turns)),
+            max_size=3,
+        )
     )
-)
-def test_pairs_of_a_run_with_tools_survive_it_too(made: list[Any]) -> None:
-    table = to_table(made, PreferencePair, schema_of(PreferencePair, tools=True))
-    assert list(from_table(table, PreferencePair)) == made
+    def check(made: list[Any]) -> None:
+        table = to_table(made, PreferencePair, schema_of(PreferencePair, **of))
+        table.validate(full=True)
+        assert list(from_table(table, PreferencePair)) == made
+        drops = from_table(dropped(table, ["f"] * len(made), ["r"] * len(made)), DroppedPair)
+        wanted = [(row.prompt, row.chosen, row.tools, row.chat_template_kwargs) for row in made]
+        assert [(row.prompt, row.chosen, row.tools, row.chat_template_kwargs) for row in drops] == wanted
+
+    check()
 
 
 def test_datasets_reads_the_turns_of_a_run_with_tools_as_they_were() -> None:
@@ -128,6 +152,31 @@ def test_rows_survive_the_round_trip(kind: type) -> None:
     check()
 
 
+def test_a_file_of_an_older_version_is_read_without_what_came_later() -> None:
+    now = SCHEMAS[Sample]
+    answer = pa.struct([field for field in now.field("completions").type.value_type if field.name != "token_ids"])
+    at = now.get_field_index("completions")
+    before = now.set(at, pa.field("completions", pa.list_(answer), nullable=False))
+    before = before.remove(before.get_field_index("chat_template_kwargs"))
+    row = Sample("p", [], "s", [Completion("c", 0, "t", "stop", 1, -1.0, "m", None, 0.5)], None, [{"type": "function"}])
+    table = pa.Table.from_pylist(to_table([row], Sample).select(before.names).to_pylist(), schema=before)
+    assert list(from_table(table, Sample)) == [row]
+
+
+def test_datasets_reads_the_variables_of_the_chat_template_as_objects() -> None:
+    from datasets import Dataset
+
+    turns = [{"role": "user", "content": "?"}]
+    given: list[Any] = [{"enable_thinking": False, "style": ["a", None]}, None]
+    pairs = [
+        PreferencePair("p", turns, turns, turns, "a", "b", 1.0, 0.0, 1.0, None, 1, "j", "m", "m", "s", [], None, one)
+        for one in given
+    ]
+    read = Dataset(to_table(pairs, PreferencePair, schema_of(PreferencePair, chat_template_kwargs=True)))
+    assert [row["chat_template_kwargs"] for row in read] == [given[0], {}], "TRL unpacks it, so it is an object in every row"
+    assert read[0]["prompt"] == turns
+
+
 @pytest.mark.parametrize(
     "said", ["naïve 👩‍👩‍👧‍👦 \U0010ffff", "\x00\x1f\u2028\ufeff", "e\u0301 is not é", "ab" * 10**6], ids=range(4)
 )
@@ -154,6 +203,14 @@ def test_ids_never_change() -> None:
         "11c4984354eed0da9f16dedcdc3806fc",
     ]
     assert request_seed(0, "p") == 1949970263
+
+
+def test_a_prompt_is_its_tools_and_variables_too() -> None:
+    asked, tool = [{"role": "user", "content": "a"}], [{"type": "function"}]
+    forms: list[Any] = [(None, None), (tool, None), (None, {"x": 1}), (tool, {"x": 1}), (None, {"x": 2}), (None, {"y": 1})]
+    assert len({prompt_id(asked, *form) for form in forms}) == len(forms)
+    assert prompt_id(asked) == prompt_id(asked, [], {})
+    assert prompt_id(asked, None, {"x": 1, "y": 2}) == prompt_id(asked, None, {"y": 2, "x": 1})
 
 
 def test_a_prompt_is_its_roles_and_contents_in_their_order() -> None:

@@ -72,11 +72,12 @@ def test_tools_and_their_calls_go_over_the_wire_as_openai_has_them(serve: Any) -
         {"role": "tool", "content": "42"},
     ]
     given = json.dumps(turns)
-    answers(client(), [Request("a", turns, 7, tools=TOOLS), ask("plain")])
+    answers(client(), [Request("a", turns, 7, tools=TOOLS, chat_template_kwargs={"enable_thinking": False}), ask("plain")])
     bodies = {body["messages"][0]["content"]: body for body in script.bodies}
     assert "tools" not in bodies["plain"] and bodies["plain"]["messages"] == [{"role": "user", "content": "plain"}]
     sent = bodies["where are they?"]
-    assert sent["tools"] == TOOLS
+    assert sent["tools"] == TOOLS and sent["chat_template_kwargs"] == {"enable_thinking": False}
+    assert "chat_template_kwargs" not in bodies["plain"]
     calls = [call for turn in sent["messages"] for call in turn.get("tool_calls", [])]
     assert [json.loads(call["function"]["arguments"]) for call in calls] == [{"at": "Höhe"}, {"at": [1, None]}, {}]
     ids = [call["id"] for call in calls]

@@ -1,6 +1,7 @@
 """The real vLLM engine, on this machine's CPU or GPU. An engine takes half a minute to start, so most tests share one."""
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -20,7 +21,8 @@ from dpo_data.engines.vllm import Vllm, VllmEngine
 from dpo_data.engines.vllm_child import _Engine
 from dpo_data.errors import EngineError
 from dpo_data.formats.prompts import read_prompts
-from dpo_data.rows import Sample
+from dpo_data.models import model_revision
+from dpo_data.rows import Sample, content_id
 from dpo_data.rundir import RunDir, Stage
 from dpo_data.seams import Completed, Request, answer
 
@@ -37,14 +39,28 @@ SCHEMA: dict[str, Any] = {
 
 
 @pytest.fixture(scope="module")
-def engine(tiny_model: str) -> Iterator[VllmEngine]:
-    made = Vllm(model=tiny_model, args=ARGS).build()
+def tokenizer(tiny_model: str) -> Any:
+    """The model's, with a variable of ours in its chat template."""
+    from transformers import AutoTokenizer
+
+    made = AutoTokenizer.from_pretrained(tiny_model)
+    made.chat_template = "{% if style %}Be {{ style }}. {% endif %}" + made.chat_template
+    return made
+
+
+@pytest.fixture(scope="module")
+def engine(tiny_model: str, tokenizer: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[VllmEngine]:
+    """With that chat template from a file; without the variable it is the model's own."""
+    file = tmp_path_factory.mktemp("templates") / "own.jinja"
+    file.write_text(tokenizer.chat_template)
+    made = Vllm(model=tiny_model, chat_template=str(file), args=ARGS).build()
     yield made
     made.close()
 
 
-def ask(text: str, seed: int = 0, id: str = "", schema: dict[str, Any] | None = None) -> Request:
-    return Request(id or f"{text}/{seed}", [{"role": "user", "content": text}], seed, schema)
+def ask(text: str, seed: int = 0, id: str = "", schema: dict[str, Any] | None = None, **kwargs: Any) -> Request:
+    turns = [{"role": "user", "content": text}]
+    return Request(id or f"{text}/{seed}", turns, seed, schema, chat_template_kwargs=kwargs or None)
 
 
 def questions(count: int) -> list[Request]:
@@ -132,25 +148,67 @@ def test_answers_meet_a_schema(engine: VllmEngine) -> None:
     assert all(len(verdict["why"]) <= 8 for verdict in verdicts)
 
 
-def test_logprob_is_the_sum_under_the_model_itself(engine: VllmEngine, tiny_model: str) -> None:
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+def prompt_ids(tokenizer: Any, request: Request) -> list[int]:
+    kwargs = request.chat_template_kwargs or {}
+    ids: list[int] = tokenizer.apply_chat_template(request.messages, add_generation_prompt=True, return_dict=False, **kwargs)
+    return ids
 
-    tokenizer = AutoTokenizer.from_pretrained(tiny_model)
-    model = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32).eval()
-    # top_k = 1 makes the tokens known; under what is sampled from, each then has log-prob 0, under the model it has not
-    for request in questions(5):
-        ids = tokenizer.apply_chat_template(
-            request.messages, add_generation_prompt=True, return_dict=False, return_tensors="pt"
+
+def test_token_ids_are_those_of_the_text_and_end_as_the_answer_does(engine: VllmEngine, tokenizer: Any) -> None:
+    end = tokenizer.eos_token_id
+    letters = [id for id in range(len(tokenizer)) if id not in tokenizer.all_special_ids and tokenizer.decode([id]).isascii()]
+    only = {"allowed_token_ids": [*letters, end]}  # by chance a byte-level model says bytes that are no text
+    came = answers(engine, questions(30), n=3, max_tokens=24, logit_bias={str(end): 3.0}, **only)  # so that some answers end
+    outputs = [output for one in came.values() for output in one.outputs]
+    ends = [output.finish_reason for output in outputs]
+    assert ends.count("stop") > 20 and ends.count("length") > 10
+    for output in outputs:
+        assert output.token_ids is not None and len(output.token_ids) == output.n_tokens
+        assert output.text == tokenizer.decode(output.token_ids, skip_special_tokens=True)
+        assert [at for at, id in enumerate(output.token_ids) if id == end] == (
+            [len(output.token_ids) - 1] if output.finish_reason == "stop" else []
         )
-        one = answers(engine, [request], top_k=1, temperature=2.0, max_tokens=12)[request.id]
-        with torch.no_grad():
-            whole = model.generate(ids, max_new_tokens=12, do_sample=False)
-            logprobs = model(whole).logits[0, :-1].log_softmax(-1)
-        said = whole[0, ids.shape[1] :]
-        total = logprobs[ids.shape[1] - 1 :].gather(1, said[:, None]).sum().item()
-        assert one.outputs[0].text == tokenizer.decode(said, skip_special_tokens=True)
-        assert one.outputs[0].logprob == pytest.approx(total, abs=1e-3)
+
+
+def test_logprob_is_the_sum_over_the_token_ids_under_the_model_itself(
+    engine: VllmEngine, tiny_model: str, tokenizer: Any
+) -> None:
+    """The prompt as the chat template renders it with its variables, and behind it the tokens as they were sampled."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32).eval()
+    bias = {str(tokenizer.eos_token_id): 3.0}  # under what is sampled from, the end is likelier than under the model
+    requests = [*questions(12), *(ask(f"Name {at} rivers", at, style="brief") for at in range(12))]
+    came = answers(engine, requests, n=2, top_k=50, temperature=2.0, max_tokens=12, logit_bias=bias)
+    for request in requests:
+        prompt = prompt_ids(tokenizer, request)
+        assert came[request.id].n_prompt_tokens == len(prompt)
+        for output in came[request.id].outputs:
+            assert output.token_ids is not None
+            with torch.no_grad():
+                logits = model(torch.tensor([prompt + output.token_ids])).logits[0, len(prompt) - 1 : -1]
+            total = logits.log_softmax(-1).gather(1, torch.tensor(output.token_ids)[:, None]).sum().item()
+            assert output.logprob == pytest.approx(total, abs=1e-4)
+
+
+def test_variables_change_the_prompt(engine: VllmEngine, tokenizer: Any) -> None:
+    requests = [ask("Name a river", id="plain"), ask("Name a river", id="brief", style="brief")]
+    came = answers(engine, requests, temperature=0.0)
+    lengths = {request.id: len(prompt_ids(tokenizer, request)) for request in requests}
+    assert {id: one.n_prompt_tokens for id, one in came.items()} == lengths and lengths["plain"] < lengths["brief"]
+    assert came["plain"].outputs[0].text != came["brief"].outputs[0].text
+
+
+def test_it_tells_how_log_probs_came_about(engine: VllmEngine, tiny_model: str, tokenizer: Any) -> None:
+    assert engine.policy == {
+        "revision": model_revision(tiny_model),
+        "adapter": None,
+        "dtype": "float32",
+        "quantization": None,
+        "template": content_id(tokenizer.chat_template),
+        "logprobs": "raw_logprobs",
+    }
 
 
 class WithoutModel(_Engine):
@@ -158,6 +216,9 @@ class WithoutModel(_Engine):
 
     def __init__(self, settings: dict[str, Any]):
         self.max_num_seqs, self.live, self._sampling = 8, 0, {}
+
+    def _policy(self) -> dict[str, Any]:
+        return {}
 
 
 def serve_without_model(parent: Parent) -> None:
@@ -188,7 +249,7 @@ def test_one_bos_at_most(tiny_model: str) -> None:
     tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single="<s> $A", special_tokens=[("<s>", bos)])
     message = {"messages": [{"role": "user", "content": "hello"}]}
     child = _Engine.__new__(_Engine)
-    child._tokenizer = tokenizer
+    child._tokenizer, child._template = tokenizer, None
     without = child._prompt(message)["prompt_token_ids"]
     template = tokenizer.chat_template
     tokenizer.chat_template = "{{ bos_token }}" + template
@@ -222,7 +283,7 @@ def test_tools_reach_the_chat_template(tiny_model: str) -> None:
         {"role": "tool", "content": "there"},
     ]
     child = _Engine.__new__(_Engine)
-    child._tokenizer = tokenizer
+    child._tokenizer, child._template = tokenizer, None
     for given in (tools, None):
         ids = child._prompt({"messages": turns, "tools": given})["prompt_token_ids"]
         assert ids == tokenizer.apply_chat_template(turns, tools=given, add_generation_prompt=True, return_dict=False)
@@ -242,11 +303,12 @@ class Wire:
         return {"id": self.sent[-1]["id"], "outputs": [], "error": None}
 
 
-def test_tools_are_sent_to_the_child() -> None:
+def test_tools_and_variables_are_sent_to_the_child() -> None:
     made = VllmEngine.__new__(VllmEngine)
     made._max_num_seqs, made._child = 1, Wire()  # type: ignore[assignment]
-    list(made.complete([Request("a", [], 0, tools=[{"type": "function"}])], {}))
-    assert made._child.sent[1]["tools"] == [{"type": "function"}]  # type: ignore[attr-defined]
+    list(made.complete([Request("a", [], 0, tools=[{"type": "function"}], chat_template_kwargs={"style": "brief"})], {}))
+    sent = made._child.sent[1]  # type: ignore[attr-defined]
+    assert (sent["tools"], sent["chat_template_kwargs"]) == ([{"type": "function"}], {"style": "brief"})
 
 
 def test_no_such_model() -> None:
@@ -262,6 +324,13 @@ def test_a_model_that_vllm_cannot_load(tmp_path: Path) -> None:
         Vllm(model=str(tmp_path)).build()
     assert "no-such-type" in str(caught.value) and "\n" not in str(caught.value)
     assert gone(list(set(tree(psutil.Process().pid)) - before))
+
+
+def test_a_model_without_a_chat_template_is_refused_before_the_first_prompt(tiny_model: str, tmp_path: Path) -> None:
+    bare = tmp_path / "bare"
+    shutil.copytree(tiny_model, bare, ignore=shutil.ignore_patterns("*.jinja"))
+    with pytest.raises(EngineError, match=r"bare has no chat template.*Name a Jinja file with chat_template in the engine's"):
+        Vllm(model=str(bare), args=ARGS).build()
 
 
 def run_cli(recipe: str, run: Path) -> subprocess.Popen[str]:
@@ -286,6 +355,8 @@ def stamps(stage: Stage) -> dict[str, tuple[bytes, int]]:
 def test_killed_and_interrupted_sampling_goes_on(
     engine: VllmEngine, tiny_model: str, prompts: Callable[[int], str], tmp_path: Path
 ) -> None:
+    from transformers import AutoTokenizer
+
     settings = {"type": "vllm", "model": tiny_model, "args": {**ARGS, "max_num_seqs": 32}}
     sample = {"n": 4, "max_tokens": 96, "shard_size": 8, "engine": settings}
     judge = {"type": "rule", "rule": "concise"}
@@ -326,6 +397,9 @@ def test_killed_and_interrupted_sampling_goes_on(
     same = sum([c.text for c in row.completions] == [c.text for c in unbroken[row.prompt_id].completions] for row in rows)
     print(f"{len(first)} shards outlived SIGKILL, {len(second)} then SIGINT; of {len(rows)} prompts sampled after, {same} same")
     assert same >= 0.9 * len(rows)
+    own = AutoTokenizer.from_pretrained(tiny_model).chat_template
+    assert stage.manifest["policy"] == {**engine.policy, "template": content_id(own)}, "of every shard, whoever sampled it"
+    assert all(len(c.token_ids or []) == c.n_tokens for row in stage.rows(Sample) for c in row.completions)
 
 
 @pytest.mark.timeout(240)

@@ -6,9 +6,10 @@ from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from typing import Any, Literal
 
+from dpo_data import chat_template
 from dpo_data.child import Child
 from dpo_data.errors import EngineError
-from dpo_data.models import find_model
+from dpo_data.models import engine_revision, find_model
 from dpo_data.seams import Completed, Output, Request, Sampling, Settings, ready
 
 ENVIRONMENT = {
@@ -22,12 +23,14 @@ log = logging.getLogger(__name__)
 
 
 class Vllm(Settings):
-    """vLLM in this machine. `args` are vLLM's own engine arguments, passed on as they are; `adapter` is a LoRA folder."""
+    """vLLM in this machine. `args` are vLLM's own engine arguments, passed on as they are; `adapter` is a LoRA folder.
+    `chat_template`: a Jinja file that takes the place of the model's own."""
 
     type: Literal["vllm"] = "vllm"
     model: str
     revision: str | None = None
     adapter: str | None = None
+    chat_template: str | None = None
     args: dict[str, Any] = {}
 
     def build(self) -> "VllmEngine":
@@ -35,14 +38,19 @@ class Vllm(Settings):
 
 
 class VllmEngine:
-    """Owns one child with one vLLM engine, started when it is made. See `vllm_child` for the other side."""
+    """Owns one child with one vLLM engine, started when it is made. See `vllm_child` for the other side.
+
+    `policy` says how a `logprob` came about: `revision` and `adapter` of the weights, `dtype`, `quantization`, `logprobs` (of
+    vLLM's modes), and `template`, the hash of the chat template."""
 
     def __init__(self, settings: Vllm):
         began = time.monotonic()
         self.model = settings.adapter or settings.model
+        template = chat_template.read(settings.chat_template) if settings.chat_template else None
         log.info("starting vLLM with %s", self.model)
-        self._child, started = start("dpo_data.engines.vllm_child:serve", "vLLM", settings)
+        self._child, started = start("dpo_data.engines.vllm_child:serve", "vLLM", settings, chat_template=template)
         self._max_num_seqs = int(started["max_num_seqs"])
+        self.policy = {"revision": engine_revision(settings), "adapter": settings.adapter, **started["policy"]}
         log.info("vLLM is ready after %.0f s", time.monotonic() - began)
 
     def complete(self, requests: Iterable[Request | None], sampling: Sampling) -> Iterator[Completed]:
@@ -55,12 +63,12 @@ class VllmEngine:
         self._child.close()
 
 
-def start(target: str, who: str, settings: Any) -> tuple[Child, dict[str, Any]]:
-    """A child that holds the model of an engine's table, and what it tells of itself once it is ready. `who` is how it is
-    called in the log and in the EngineError that is raised where it cannot start."""
+def start(target: str, who: str, settings: Any, **more: Any) -> tuple[Child, dict[str, Any]]:
+    """A child that holds the model of an engine's table, with what `more` it must know, and what it tells of itself once it is
+    ready. `who` is how it is called in the log and in the EngineError that is raised where it cannot start."""
     path = find_model(settings.model, settings.revision)
     child = Child(target, logger=who.lower(), env=ENVIRONMENT)
-    child.send({**settings.model_dump(), "model": path})
+    child.send({**settings.model_dump(), "model": path, **more})
     with ExitStack() as undo:
         undo.callback(child.close)
         started: dict[str, Any] = child.receive()
@@ -85,6 +93,7 @@ def feed(child: Child, requests: Iterable[Request | None], window: int) -> Itera
                     "id": request.id,
                     "messages": request.messages,
                     "tools": request.tools,
+                    "chat_template_kwargs": request.chat_template_kwargs,
                     "seed": request.seed,
                     "schema": request.schema,
                 }

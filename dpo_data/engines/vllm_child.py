@@ -14,7 +14,9 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from dpo_data.child import Parent
+from dpo_data.engines.adapters import weights
 from dpo_data.errors import EngineError
+from dpo_data.rows import content_id
 
 
 class Steps(Protocol):
@@ -80,11 +82,17 @@ class _Engine:
         from vllm import LLM
         from vllm.lora.request import LoRARequest
 
-        adapter = settings["adapter"]
-        args = {**_defaults(), **(_adapter_defaults(adapter) if adapter else {}), **settings["args"]}
-        llm = LLM(settings["model"], revision=settings["revision"], tokenizer_revision=settings["revision"], **args)
+        tokenizer = {"tokenizer": settings["model"], "tokenizer_revision": settings["revision"]}
+        with weights(settings) as (model, revision, adapter):
+            args = {**_defaults(), **(_adapter_defaults(adapter) if adapter else {}), **tokenizer, **settings["args"]}
+            llm = LLM(model, revision=revision, **args)
         self._engine = llm.llm_engine
-        self._tokenizer = llm.get_tokenizer()
+        self._tokenizer, self._template = llm.get_tokenizer(), settings["chat_template"]
+        if not (self._template or getattr(self._tokenizer, "chat_template", "one of another kind")):
+            raise EngineError(
+                f"{settings['model']} has no chat template, so its prompts have no form",
+                "Name a Jinja file with chat_template in the engine's table, or use an instruct model.",
+            )
         self._lora = LoRARequest("adapter", 1, adapter) if adapter else None
         self._sampling: dict[str, Any] = {}
         self.max_num_seqs = self._engine.vllm_config.scheduler_config.max_num_seqs
@@ -92,7 +100,7 @@ class _Engine:
 
     @property
     def started(self) -> dict[str, Any]:
-        return {"max_num_seqs": self.max_num_seqs}
+        return {"max_num_seqs": self.max_num_seqs, "policy": self._policy()}
 
     def accept(self, message: dict[str, Any]) -> dict[str, Any] | None:
         """Take new sampling parameters, or a request; returns what to answer at once, if anything."""
@@ -118,7 +126,21 @@ class _Engine:
         return [_completed(output) for output in finished]
 
     def _prompt(self, message: dict[str, Any]) -> Any:
-        return {"prompt_token_ids": token_ids(self._tokenizer, message, add_generation_prompt=True)}
+        ids = token_ids(self._tokenizer, message, add_generation_prompt=True, chat_template=self._template)
+        return {"prompt_token_ids": ids}
+
+    def _policy(self) -> dict[str, Any]:
+        """What decides the log-probs beside the weights, as vLLM has really made it."""
+        config = self._engine.vllm_config
+        template = self._template or getattr(self._tokenizer, "chat_template", None)
+        dtype = str(config.model_config.dtype).removeprefix("torch.")
+        rounded = [config.model_config.quantization, config.cache_config.cache_dtype]
+        return {
+            "dtype": dtype,
+            "quantization": ", ".join(str(one) for one in rounded if one not in (None, "auto", dtype)) or None,
+            "template": content_id(template) if template else None,
+            "logprobs": str(config.model_config.logprobs_mode),
+        }
 
     def _params(self, message: dict[str, Any]) -> Any:
         from vllm import SamplingParams
@@ -137,12 +159,19 @@ class _Engine:
         return f"Did you mean {near[0]!r}?" if near else "See SamplingParams in vLLM's documentation."
 
 
-def token_ids(tokenizer: Any, message: dict[str, Any], add_generation_prompt: bool) -> list[int]:
-    """A request's conversation through the chat template. Token ids, not text: rendering the template to text and tokenising
-    that puts a second BOS in front. Raises ValueError where the template puts two there by itself."""
-    tools = {"tools": message["tools"]} if message.get("tools") else {}
+def token_ids(
+    tokenizer: Any, message: dict[str, Any], add_generation_prompt: bool, chat_template: str | None = None
+) -> list[int]:
+    """A request's conversation through the tokenizer's chat template, or the one given. Token ids, not text: rendering the
+    template to text and tokenising that puts a second BOS in front. Raises ValueError where the template puts two there by
+    itself."""
+    given = {"tools": message.get("tools"), "chat_template": chat_template, **(message.get("chat_template_kwargs") or {})}
     ids = tokenizer.apply_chat_template(
-        message["messages"], tokenize=True, add_generation_prompt=add_generation_prompt, return_dict=False, **tools
+        message["messages"],
+        tokenize=True,
+        add_generation_prompt=add_generation_prompt,
+        return_dict=False,
+        **{name: value for name, value in given.items() if value is not None},
     )
     bos = tokenizer.bos_token_id
     if bos is not None and ids[:2] == [bos, bos]:
@@ -196,6 +225,7 @@ def _output(output: Any) -> dict[str, Any]:
         "finish_reason": output.finish_reason,
         "n_tokens": len(output.token_ids),
         "logprob": output.cumulative_logprob,
+        "token_ids": list(output.token_ids),
     }
 
 

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from dpo_data.dedup import Ragged, units
-from dpo_data.tables import JSONS, one_chunk
+from dpo_data.tables import JSONS, SOMETIMES, one_chunk
 
 Mask = npt.NDArray[np.bool_]
 """One truth value a pair."""
@@ -20,7 +20,7 @@ SIDES: tuple[Side, Side] = ("chosen", "rejected")
 
 
 class Columns:
-    """Pairs in a schema of PreferencePair, with or without tools, column by column. Each view is made when first asked for."""
+    """Pairs in any schema of PreferencePair, column by column. Each view is made when first asked for."""
 
     def __init__(self, pairs: pa.Table):
         self.pairs = pairs
@@ -81,9 +81,9 @@ class Columns:
         return self._columns[name]
 
     @property
-    def has_tools(self) -> bool:
-        """Whether these pairs are of a run with tools: their conversations are then stored as JSON."""
-        return "tools" in self.pairs.column_names
+    def have_more(self) -> bool:
+        """Whether these pairs are of a run whose prompts have more than messages: tools, or variables of the chat template."""
+        return not {*SOMETIMES}.isdisjoint(self.pairs.column_names)
 
     def all(self) -> Mask:
         return np.ones(len(self), bool)

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow.compute as pc
 
+from dpo_data import chat_template
 from dpo_data.errors import TrainError
 from dpo_data.filters.columns import SIDES, Columns, Mask, as_mask, sizes
 from dpo_data.filters.screen import FilterTable, Screen, Trainer
@@ -41,10 +42,11 @@ class _Measure:
         self._lock = Lock()
 
     def suspects(self, pairs: Columns) -> Mask:
-        """In the tokenizers of chat models a token is at least one byte. What a template makes of tools cannot be told."""
+        """In the tokenizers of chat models a token is at least one byte. What a template makes of tools, or of variables of its
+        own, cannot be told."""
         if self.limit is None:
             return pairs.none()
-        if pairs.has_tools:
+        if pairs.have_more:
             return pairs.all()
         longer = np.maximum(*(self._most_tokens(pairs, side) for side in SIDES))
         turns = pc.list_value_length(pairs.column("prompt")).to_numpy() + 1
@@ -67,7 +69,11 @@ class _Measure:
                 lengths = {
                     side: len(
                         self._tokenizer.apply_chat_template(
-                            pair.prompt + answer, tools=pair.tools, tokenize=True, return_dict=False
+                            pair.prompt + answer,
+                            tools=pair.tools,
+                            tokenize=True,
+                            return_dict=False,
+                            **pair.chat_template_kwargs or {},
                         )
                     )
                     for side, answer in zip(SIDES, (pair.chosen, pair.rejected), strict=True)
@@ -103,6 +109,11 @@ class _Measure:
 
         model, revision = self._trainer.model, self._trainer.revision
         tokenizer = AutoTokenizer.from_pretrained(find_model(model, revision), revision=revision)
+        if self._trainer.chat_template:
+            tokenizer.chat_template = chat_template.read(self._trainer.chat_template)
         if not tokenizer.chat_template:
-            raise TrainError(f"{model} has no chat template, so its prompts have no form", "Use an instruct model.")
+            raise TrainError(
+                f"{model} has no chat template, so its prompts have no form",
+                "Name a Jinja file with train.chat_template, or use an instruct model.",
+            )
         return tokenizer

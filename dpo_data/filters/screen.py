@@ -15,11 +15,13 @@ from dpo_data.tables import from_table
 
 @dataclass(frozen=True, slots=True)
 class Trainer:
-    """The model that the pairs are for. `max_length`, in tokens of prompt and answer; None is what the model can take."""
+    """The model that the pairs are for. `max_length`, in tokens of prompt and answer; None is what the model can take.
+    `chat_template`: the file of one; None is the model's own."""
 
     model: str
     revision: str | None = None
     max_length: int | None = None
+    chat_template: str | None = None
 
 
 class Screen(NamedTuple):

@@ -6,13 +6,13 @@ Its reader keeps a turn's role and content alone, and knows four roles. Read in 
 
 from typing import Any
 
-from dpo_data.formats.format import Format, no_tools, odd_role
+from dpo_data.formats.format import Format, no_template_kwargs, no_tools, odd_role
 from dpo_data.rows import PreferencePair
 
 
 def unfit(pair: PreferencePair) -> str | None:
     """Why the format cannot hold a pair."""
-    return no_tools(pair) or odd_role(pair, "system", "user", "assistant", "tool")
+    return no_tools(pair) or no_template_kwargs(pair) or odd_role(pair, "system", "user", "assistant", "tool")
 
 
 def records(pair: PreferencePair) -> list[dict[str, Any]]:

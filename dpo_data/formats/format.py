@@ -46,6 +46,12 @@ def no_tools(pair: PreferencePair) -> str | None:
     return "the format has no place for tools" if calls_tools(pair) else None
 
 
+def no_template_kwargs(pair: PreferencePair) -> str | None:
+    """Why a format whose trainer renders every prompt alike cannot hold a pair. A format that holds what was said, and no
+    template's prompt, leaves them away."""
+    return "the format has no place for chat_template_kwargs" if pair.chat_template_kwargs else None
+
+
 def odd_role(pair: PreferencePair, *known: str) -> str | None:
     """Why a format that knows these roles alone cannot hold a pair."""
     odd = next((turn["role"] for turn in [*pair.prompt, *pair.chosen, *pair.rejected] if turn["role"] not in known), None)

@@ -1,5 +1,6 @@
 r"""Anthropic's HH: a whole dialogue in one text, `\n\nHuman: … \n\nAssistant: …`, once with the chosen answer and once with the
-rejected one. It has no place for a system turn, for tools, nor for a text that holds its own markers."""
+rejected one. It has no place for a system turn, for tools, nor for a text that holds its own markers; and of a chat template's
+variables no need."""
 
 import re
 from typing import Any

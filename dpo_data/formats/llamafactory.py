@@ -8,14 +8,14 @@ out here. Read in llamafactory 0.9.5, `data/converter.py`.
 from pathlib import Path
 from typing import Any
 
-from dpo_data.formats.format import Format, odd_role
+from dpo_data.formats.format import Format, no_template_kwargs, odd_role
 from dpo_data.formats.turns import dumped, sharegpt
 from dpo_data.rows import Message, PreferencePair
 
 
 def unfit(pair: PreferencePair) -> str | None:
     """Why the format cannot hold a pair."""
-    odd = odd_role(pair, "system", "user", "assistant", "tool")
+    odd = no_template_kwargs(pair) or odd_role(pair, "system", "user", "assistant", "tool")
     if odd:
         return odd
     turns = pair.prompt[1:] if pair.prompt[0]["role"] == "system" else pair.prompt

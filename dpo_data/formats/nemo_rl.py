@@ -6,8 +6,13 @@ NVIDIA-NeMo/RL, `data/processors.py` and `data/datasets/preference_datasets/pref
 
 from typing import Any
 
-from dpo_data.formats.format import Format, no_tools
+from dpo_data.formats.format import Format, no_template_kwargs, no_tools
 from dpo_data.rows import PreferencePair
+
+
+def unfit(pair: PreferencePair) -> str | None:
+    """Why the format cannot hold a pair."""
+    return no_tools(pair) or no_template_kwargs(pair)
 
 
 def records(pair: PreferencePair) -> list[dict[str, Any]]:
@@ -17,4 +22,4 @@ def records(pair: PreferencePair) -> list[dict[str, Any]]:
     return [{"context": pair.prompt, "completions": ranked}]
 
 
-NEMO_RL = Format(of=PreferencePair, records=records, unfit=no_tools)
+NEMO_RL = Format(of=PreferencePair, records=records, unfit=unfit)

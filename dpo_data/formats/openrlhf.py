@@ -6,8 +6,13 @@ It wants `--apply_chat_template` and no `--prompt_key`. Its reader passes no too
 
 from typing import Any
 
-from dpo_data.formats.format import Format, no_tools
+from dpo_data.formats.format import Format, no_template_kwargs, no_tools
 from dpo_data.rows import PreferencePair
+
+
+def unfit(pair: PreferencePair) -> str | None:
+    """Why the format cannot hold a pair."""
+    return no_tools(pair) or no_template_kwargs(pair)
 
 
 def records(pair: PreferencePair) -> list[dict[str, Any]]:
@@ -16,4 +21,4 @@ def records(pair: PreferencePair) -> list[dict[str, Any]]:
     return [{"chosen": pair.prompt + pair.chosen, "rejected": pair.prompt + pair.rejected, **scores}]
 
 
-OPENRLHF = Format(of=PreferencePair, records=records, unfit=no_tools)
+OPENRLHF = Format(of=PreferencePair, records=records, unfit=unfit)

@@ -9,16 +9,17 @@ from itertools import islice
 from pathlib import Path
 from urllib.parse import parse_qsl
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from dpo_data.errors import InputError
 from dpo_data.formats import hub
 from dpo_data.formats.answers import answers
 from dpo_data.formats.readers import read, texts_of
 from dpo_data.formats.shapes import Answer, Record, Shaped, no_reference, parted, shaped, user_turns
+from dpo_data.formats.turns import template_kwargs
 from dpo_data.formats.values import short
 from dpo_data.provenance import file_hash
-from dpo_data.rows import Prompt, in_share, prompt_id
+from dpo_data.rows import Prompt, TemplateKwargs, in_share, prompt_id
 from dpo_data.seams import Settings
 from dpo_data.share import find
 
@@ -39,9 +40,10 @@ class Prompts(Settings):
 
     `limit` is how many records are read. `reference` names the column of each record's reference answer, a text or a number,
     with which a judge may compare: it is neither a part of the prompt nor an answer that came with it, and a record may have
-    none. `system` is put before every prompt that has no system turn. `holdout` is the share kept from sampling and training,
-    for `evaluate`. `near_duplicates` is the similarity (Jaccard, of five-word shingles) from which a later prompt is dropped; 1
-    drops exact repetitions alone.
+    none. `system` is put before every prompt that has no system turn. `chat_template_kwargs` are variables of the chat template
+    for every prompt, as { enable_thinking = false }; a record's own, in a column of that name, override them. `holdout` is the
+    share kept from sampling and training, for `evaluate`. `near_duplicates` is the similarity (Jaccard, of five-word shingles)
+    from which a later prompt is dropped; 1 drops exact repetitions alone.
     """
 
     path: str
@@ -51,9 +53,15 @@ class Prompts(Settings):
     system: str | None = None
     limit: int | None = Field(None, ge=1)
     reference: str | None = None
+    chat_template_kwargs: TemplateKwargs = {}
     holdout: float = Field(0.0, ge=0, lt=1)
     near_duplicates: float = Field(0.8, gt=0, le=1)
     decontaminate: Decontaminate | None = None
+
+    @field_validator("chat_template_kwargs")
+    @classmethod
+    def _are_the_templates_own(cls, given: TemplateKwargs) -> TemplateKwargs:
+        return template_kwargs(given, "prompts.chat_template_kwargs in the recipe") or {}
 
 
 def is_held_out(prompt: Prompt, holdout: float, seed: int) -> bool:
@@ -177,7 +185,8 @@ def _understood(prompts: Prompts) -> Iterator[tuple[str, Record, Shaped, Prompt]
         messages, source = found.messages, record.get("source")
         if prompts.system is not None and all(turn["role"] != "system" for turn in messages):
             messages = [{"role": "system", "content": prompts.system}, *messages]
-        id = prompt_id(messages, found.tools)
-        yield where, record, found, Prompt(id, messages, source if isinstance(source, str) else place, found.tools, reference)
+        kwargs = {**prompts.chat_template_kwargs, **(found.chat_template_kwargs or {})} or None
+        id, source = prompt_id(messages, found.tools, kwargs), source if isinstance(source, str) else place
+        yield where, record, found, Prompt(id, messages, source, found.tools, reference, kwargs)
     if columns and prompts.reference is not None and not referenced:
         raise no_reference(prompts.path, prompts.reference, columns)

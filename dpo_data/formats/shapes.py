@@ -8,9 +8,9 @@ from typing import Any
 
 from dpo_data.errors import InputError
 from dpo_data.formats import hh
-from dpo_data.formats.turns import messages, tools
+from dpo_data.formats.turns import messages, template_kwargs, tools
 from dpo_data.formats.values import parsed, short
-from dpo_data.rows import Message, Tools
+from dpo_data.rows import Message, TemplateKwargs, Tools
 
 Record = dict[str, Any]
 
@@ -44,6 +44,7 @@ class Shaped:
     shape: str
     messages: list[Message]
     tools: Tools | None
+    chat_template_kwargs: TemplateKwargs | None
     given: Message | None = None
 
 
@@ -54,6 +55,7 @@ SIDE_SCORES = ("score_{}", "{}_score", "{}-rating", "{}_rating")
 SIDE_MODELS = ("model_{}", "{}_model", "{}-model")
 _CONVERSATIONS = ("prompt", "messages", "conversations", "context", "turns", "question", "instruction")
 COLUMNS = frozenset((*_LISTS, *FLAT, *SCORES, *_CONVERSATIONS, "input", "system", "tools", "source")) | {
+    "chat_template_kwargs",
     *("chosen", "rejected", "label", "kto_tag", "model", "finish_reason", "n_tokens"),
     *(name.format(side) for side in ("chosen", "rejected") for name in (*SIDE_SCORES, *SIDE_MODELS, "n_tokens_{}")),
 }
@@ -127,13 +129,14 @@ def user_turns(record: Record, where: str) -> list[str]:
 
 
 def _conversation(record: Record, where: str) -> Shaped:
-    """All turns of a record, and its tools."""
+    """All turns of a record, its tools, and its chat template's variables."""
     record = unpacked(record, where)
     shape, turns = _turns(record, where)
     system = record.get("system")
     if isinstance(system, str) and system.strip() and turns[0]["role"] != "system":
         turns = [{"role": "system", "content": system}, *turns]
-    return Shaped(shape, turns, tools(record.get("tools"), where))
+    kwargs = template_kwargs(record.get("chat_template_kwargs"), f"{where}: chat_template_kwargs")
+    return Shaped(shape, turns, tools(record.get("tools"), where), kwargs)
 
 
 def _turns(record: Record, where: str) -> tuple[str, list[Message]]:

@@ -10,5 +10,5 @@ TRL = Format(
     of=PreferencePair,
     records=lambda pair: [pair],
     suffix=".parquet",
-    columns=("prompt", "chosen", "rejected", "score_chosen", "score_rejected", "tools"),
+    columns=("prompt", "chosen", "rejected", "score_chosen", "score_rejected", "tools", "chat_template_kwargs"),
 )

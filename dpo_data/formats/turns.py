@@ -5,7 +5,7 @@ from typing import Any
 
 from dpo_data.errors import InputError
 from dpo_data.formats.values import parsed, plain, short
-from dpo_data.rows import Message, Tools
+from dpo_data.rows import Message, TemplateKwargs, Tools
 
 SPEAKERS = {
     "system": "system",
@@ -18,6 +18,15 @@ SPEAKERS = {
     "function_call": "assistant",
 }
 """ShareGPT's `from`, and the role it stands for."""
+
+OURS = frozenset(
+    {
+        *("conversation", "messages", "tools", "chat_template", "add_generation_prompt", "continue_final_message", "tokenize"),
+        *("padding", "truncation", "max_length", "return_tensors", "return_dict", "return_assistant_tokens_mask"),
+        "tokenizer_kwargs",
+    }
+)
+"""What transformers' `apply_chat_template` takes beside the template's own variables: whoever renders a prompt sets these."""
 
 
 def messages(turns: list[Any], where: str) -> list[Message]:
@@ -80,6 +89,19 @@ def tools(value: Any, where: str) -> Tools | None:
         raise InputError(f"{where}: tools is {short(value)}, not a list of JSON schemas", "Mend it.")
     found: Tools = plain(schemas, f"{where}: tools")
     return found
+
+
+def template_kwargs(value: Any, where: str) -> TemplateKwargs | None:
+    """A chat template's own variables: an object, or the JSON text of one, or nothing. One of null is not there: in a Parquet
+    file every row has the keys of all. Raises InputError."""
+    if isinstance(value, str):
+        value = parsed(value, where) if value.strip() else None
+    if value is not None and not isinstance(value, dict):
+        raise InputError(f"{where} is {short(value)}, not an object", "Give {name: value}, as the chat template names them.")
+    found: TemplateKwargs = plain({name: one for name, one in (value or {}).items() if one is not None}, where)
+    if taken := OURS.intersection(found):
+        raise InputError(f"{where} sets {min(taken)!r}, which is no variable of a chat template", "Leave it out.")
+    return found or None
 
 
 def sharegpt(turn: Message) -> dict[str, str]:

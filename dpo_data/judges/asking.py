@@ -12,6 +12,8 @@ from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+from dpo_data import chat_template
+from dpo_data.models import engine_revision
 from dpo_data.rows import Message, Ranking, Sample, request_seed
 from dpo_data.seams import Completed, Engine, Request, Sampling
 from dpo_data.templates import ask, neutral, without_thinking
@@ -77,6 +79,13 @@ def read_reply(completed: Completed, read: Callable[[dict[str, Any]], Any]) -> R
     except (ValueError, KeyError, TypeError) as error:
         why = f"{error.args[0]!r} is missing" if isinstance(error, KeyError) else str(error)
         return Reply(None, why[:80], output.text)
+
+
+def engine_inputs(engine: Any) -> dict[str, Any]:
+    """What of a judge's own engine decides its answers, as content hashes: its model's revision, and its chat template where it
+    names one."""
+    template = chat_template.of(engine)
+    return {"judge_model": engine_revision(engine), **({"judge_chat_template": template} if template else {})}
 
 
 def schema(reason: int, **parts: dict[str, Any]) -> dict[str, Any]:

@@ -15,8 +15,16 @@ from typing import Any, Literal
 from pydantic import Field
 
 from dpo_data.engines import EngineSettings
-from dpo_data.judges.asking import Inquiry, LanguageJudge, Question, Reply, read_number, schema, whole_numbers
-from dpo_data.models import engine_revision
+from dpo_data.judges.asking import (
+    Inquiry,
+    LanguageJudge,
+    Question,
+    Reply,
+    engine_inputs,
+    read_number,
+    schema,
+    whole_numbers,
+)
 from dpo_data.rows import Ranking, Sample, content_id
 from dpo_data.seams import Engines, Settings, abstention
 from dpo_data.templates import Template, conversation, fence, load_template, said
@@ -51,7 +59,7 @@ class Listwise(Settings):
     def inputs(self) -> dict[str, Any]:
         """Content hashes of the files that decide the judge's ranks, and its own model's revision."""
         template = load_template(self.template, VARIABLES, OPTIONAL)
-        return {"template": template.hash, "judge_model": engine_revision(self.engine)}
+        return {"template": template.hash, **engine_inputs(self.engine)}
 
     def calls(self, n: int) -> int:
         """How often the judge is asked at most for one prompt with n answers."""

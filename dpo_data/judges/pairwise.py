@@ -17,7 +17,6 @@ from dpo_data.judges import asking
 from dpo_data.judges.asking import Inquiry, LanguageJudge, Question, Reply
 from dpo_data.judges.bradley_terry import bradley_terry
 from dpo_data.judges.schedules import SCHEDULES, Two, pick
-from dpo_data.models import engine_revision
 from dpo_data.rows import Ranking, Sample
 from dpo_data.seams import Engines, Settings, abstention
 from dpo_data.templates import Template, conversation, fence, load_template, said
@@ -48,7 +47,7 @@ class Pairwise(Settings):
 
     def inputs(self) -> dict[str, Any]:
         """Content hashes of the files that decide the judge's verdicts, and its own model's revision."""
-        return {"template": load_template(self.template, VARIABLES).hash, "judge_model": engine_revision(self.engine)}
+        return {"template": load_template(self.template, VARIABLES).hash, **asking.engine_inputs(self.engine)}
 
     def calls(self, n: int) -> int:
         """How often the judge is asked at most for one prompt with n answers."""

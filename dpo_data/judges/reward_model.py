@@ -4,7 +4,6 @@ The logit itself, not its sigmoid: under the Bradley–Terry loss with which rew
 2203.02155), two logits' difference is the log-odds that one answer is preferred, and a sigmoid makes all good answers 1.0.
 """
 
-import hashlib
 import json
 import logging
 import math
@@ -15,12 +14,12 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
+from dpo_data import chat_template
 from dpo_data.engines.vllm import feed, start
-from dpo_data.errors import RecipeError, TemplateError
+from dpo_data.errors import RecipeError
 from dpo_data.models import model_revision
 from dpo_data.rows import Completion, Message, Ranking, Sample
 from dpo_data.seams import Completed, Engine, Engines, Request, Sampling, Settings, abstention
-from dpo_data.share import find
 
 Backend = Literal["auto", "vllm", "transformers"]
 
@@ -57,12 +56,12 @@ class RewardModel(Settings):
 
     def build(self, sampler: Settings, seed: int, engines: Engines) -> "RewardJudge":
         shared = self.model_dump(exclude={"type", "template"})
-        engine = engines(Scorer(**shared, chat_template=_read(self.template) if self.template else None))
+        engine = engines(Scorer(**shared, chat_template=chat_template.read(self.template) if self.template else None))
         return RewardJudge(f"reward_model:{engine.model}", engine)
 
     def inputs(self) -> dict[str, Any]:
         """What exactly the weights are, and the template's content hash."""
-        template = {"template": hashlib.sha256(_read(self.template).encode()).hexdigest()} if self.template else {}
+        template = {"template": chat_template.digest(self.template)} if self.template else {}
         return {"judge_model": model_revision(self.model, self.revision), **template}
 
     def calls(self, n: int) -> int:
@@ -188,14 +187,3 @@ def _ranking(opened: _Open, name: str) -> Ranking:
         why = f": {kept[0]['error']}" if kept else ""
         return abstention(opened.group, name, f"{len(opened.scores)} of {len(ids)} answers could be scored{why}", transcript)
     return Ranking(opened.group.prompt_id, name, ids, [opened.scores.get(id) for id in ids], None, transcript)
-
-
-def _read(template: str) -> str:
-    """A chat template's Jinja text. Raises TemplateError where there is no such file, or no UTF-8 in it."""
-    file = find(template)
-    if not file.is_file():
-        raise TemplateError(f"No chat template at {template}", "Name a Jinja file, or leave it out for the model's own.")
-    try:
-        return file.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise TemplateError(f"{template} is not UTF-8: {error.reason}", "Save it as UTF-8.") from None

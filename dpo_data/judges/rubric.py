@@ -17,8 +17,16 @@ from pydantic import Field
 
 from dpo_data.engines import EngineSettings
 from dpo_data.errors import RecipeError, TemplateError
-from dpo_data.judges.asking import Inquiry, LanguageJudge, Question, Reply, read_number, schema, whole_numbers
-from dpo_data.models import engine_revision
+from dpo_data.judges.asking import (
+    Inquiry,
+    LanguageJudge,
+    Question,
+    Reply,
+    engine_inputs,
+    read_number,
+    schema,
+    whole_numbers,
+)
 from dpo_data.rows import Ranking, Sample, content_id
 from dpo_data.seams import Engines, Settings, abstention
 from dpo_data.templates import Template, conversation, fence, load_template, read_text, said, text_hash
@@ -61,7 +69,7 @@ class Rubric(Settings):
             "template": sheet.template.hash,
             "rubric": text_hash(sheet.rubric),
             "constitution": text_hash(sheet.constitution) if sheet.constitution else None,
-            "judge_model": engine_revision(self.engine),
+            **engine_inputs(self.engine),
         }
 
     def calls(self, n: int) -> int:
