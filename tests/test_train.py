@@ -93,7 +93,11 @@ def test_trains_what_it_was_given(made: Made, tiny_model: str, method: str) -> N
         "metrics.json",
         "model",
         "recipe.json",
+        "reference.parquet",
     ]
+    assert manifest["answers"] == {"as_sampled": 0, "rendered": 2 * 48} and manifest["shared_prompts"]["on"]
+    known = manifest["reference"]
+    assert (known["sampled"], known["computed"]) == (0, 48) and "nothing tells" in known["why_computed"]
     assert train(recipe, run, silent) == manifest
 
 
