@@ -1,6 +1,7 @@
-"""What must hold before anything is published or trained on: the recipe's `[gates]`, checked against the audit of the judge."""
+"""What must hold before anything is published or trained on: the recipe's `[gates]`, and what a run has come to."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import Any, Literal
 
 from pydantic import Field
 
@@ -15,7 +16,11 @@ class Gate(Part):
     limit: float = Field(description="the recipe's limit: `max_` what it may not exceed, `min_` what it must reach")
     holds: bool = Field(description="whether it lets through")
     missing: str | None = Field(description="why there is no figure; null where there is one")
+    after: Literal["pair", "train", "evaluate"] = Field(description="the stage that gives the figure")
 
+
+BEFORE: dict[str, tuple[str, ...]] = {"train": ("pair",), "publish": ("pair", "train", "evaluate")}
+"""The stages that do not begin before gates hold, and the stages whose gates these are."""
 
 MISSING = {
     "max_tie_rate": "no two answers to one prompt were judged",
@@ -23,12 +28,29 @@ MISSING = {
     "max_abstain_rate": "nothing is ranked",
     "min_agreement": "there is no calibration slice, no label that matches ([audit] labels), nor two judges of one prompt",
     "min_pairs": "there are no pairs yet",
+    "max_chosen_drop": "nothing is trained yet, or training did not measure it",
+    "max_kl": "nothing is trained yet, or training did not measure it",
+    "min_win_rate": "the trained model is not evaluated, or no two answers were compared",
+    "min_parse_rate": "the trained model is not evaluated, or the recipe has no evaluate.must_parse",
+    "max_perplexity_rise": "the trained model is not evaluated, or the recipe has no evaluate.perplexity",
 }
 """Why a gate may have no figure. Such a gate is closed: what cannot be told is not taken for good."""
 
 
-def gates(limits: config.Gates, audit: Audit | None, pairs: int | None) -> list[Gate]:
-    """The gates that the recipe sets, with what the run has. `pairs`: those to train on and for test; None before pair."""
+def gates(
+    limits: config.Gates,
+    audit: Audit | None,
+    pairs: int | None,
+    trained: Mapping[str, Any] | None = None,
+    evaluated: Mapping[str, Any] | None = None,
+) -> list[Gate]:
+    """The gates that the recipe sets, with what the run has. `pairs`: those to train on and for test; `trained` and
+    `evaluated`: the manifests of those stages. None where the run has not come to it."""
+    after: dict[Any, dict[str, float | None]] = {
+        "pair": _of_judge(audit, pairs),
+        "train": _of_training(trained or {}),
+        "evaluate": _of_evaluation(evaluated or {}),
+    }
     return [
         Gate(
             name=name,
@@ -36,26 +58,35 @@ def gates(limits: config.Gates, audit: Audit | None, pairs: int | None) -> list[
             limit=limit,
             holds=value is not None and (value <= limit if name.startswith("max_") else value >= limit),
             missing=MISSING[name] if value is None else None,
+            after=stage,
         )
-        for name, value in _values(audit, pairs).items()
+        for stage, values in after.items()
+        for name, value in values.items()
         if (limit := getattr(limits, name)) is not None
     ]
 
 
-def require(gates: Iterable[Gate], where: str) -> None:
-    """Raises GateClosed, naming each gate that does not hold, its value and its limit."""
-    closed = [_said(gate) for gate in gates if not gate.holds]
-    if closed:
+def require(gates: Iterable[Gate], where: str, stage: str = "publish") -> None:
+    """Raises GateClosed where a gate that `stage` needs does not hold, naming each such gate, its value and its limit."""
+    closed = [gate for gate in gates if not gate.holds and gate.after in BEFORE[stage]]
+    if not closed:
+        return
+    said = "; ".join(map(_said, closed))
+    if any(gate.after == "pair" for gate in closed):
         raise GateClosed(
-            f"{where} is neither published nor trained on: {'; '.join(closed)}",
+            f"{where} is neither published nor trained on: {said}",
             f"Read {where}/report.html, then use another judge or template in a fork, or change [gates] and run again.",
         )
+    raise GateClosed(
+        f"{where} is not published: {said}",
+        f"Read {where}/report.html, then train otherwise or on other pairs in a fork, or change [gates] and run again.",
+    )
 
 
-def _values(audit: Audit | None, pairs: int | None) -> dict[str, float | None]:
-    """Each gate's figure. Of several judges in one, the flip rate is that of the worst."""
+def _of_judge(audit: Audit | None, pairs: int | None) -> dict[str, float | None]:
+    """What the judge and the pairs tell. Of several judges in one, the flip rate is that of the worst."""
     if audit is None:
-        return {**dict.fromkeys(MISSING), "min_pairs": pairs}
+        return {**dict.fromkeys(("max_tie_rate", "max_flip_rate", "max_abstain_rate", "min_agreement")), "min_pairs": pairs}
     flips = [order.flipped.value for order in audit.order if order.flipped]
     return {
         "max_tie_rate": _value(audit.ties),
@@ -63,6 +94,23 @@ def _values(audit: Audit | None, pairs: int | None) -> dict[str, float | None]:
         "max_abstain_rate": audit.abstained,
         "min_agreement": _agreement(audit),
         "min_pairs": pairs,
+    }
+
+
+def _of_training(manifest: Mapping[str, Any]) -> dict[str, float | None]:
+    """What training measured on itself, in nats a token."""
+    health = manifest.get("health") or {}
+    return {"max_chosen_drop": health.get("chosen_drop"), "max_kl": health.get("kl")}
+
+
+def _of_evaluation(manifest: Mapping[str, Any]) -> dict[str, float | None]:
+    """What the trained model does on the held-out prompts and on a given text, beside the base."""
+    won = (manifest.get("gain") or {}).get("over_base")
+    trained, perplexity = manifest.get("trained") or {}, manifest.get("perplexity")
+    return {
+        "min_win_rate": None if won is None else trained.get("win_rate"),
+        "min_parse_rate": trained.get("parsed"),
+        "max_perplexity_rise": perplexity["rise"]["value"] if perplexity else None,
     }
 
 

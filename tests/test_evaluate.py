@@ -1,14 +1,24 @@
-"""What evaluation says of base and trained model."""
+"""What evaluation says of base and trained model, and how sure it is."""
 
-import json
-from pathlib import Path
+import math
 from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from test_report import echo_run, train
 
-from dpo_data.evaluate import summary
+from dpo_data.audit.bootstrap import LIMIT
+from dpo_data.config import Evaluate, Lineage, Recipe, parse
+from dpo_data.errors import InputError, RecipeError
+from dpo_data.evaluation.comparisons import Comparison, gain
+from dpo_data.evaluation.perplexity import rise, texts
+from dpo_data.evaluation.perplexity_child import stretches
+from dpo_data.evaluation.schema import Evaluation, Gain, Perplexity
+from dpo_data.evaluation.sides import engine, policies
+from dpo_data.evaluation.summary import parses, summary
+from dpo_data.evaluation.verdict import FEWEST, verdict
 from dpo_data.length_control import fit
 from dpo_data.report import report
 from dpo_data.rows import Completion, Ranking, Sample
@@ -43,8 +53,12 @@ def by_length(count: int, quality: float, seed: int = 0) -> list[tuple[Answers, 
 
 
 def rates(*prompts: tuple[Answers, Answers]) -> list[tuple[float, float | None]]:
-    told = summary(*compared(*prompts), {})
-    return [(told[who]["win_rate"], told[who]["win_rate_length_controlled"]) for who in ("base", "trained")]
+    told = evaluated(*prompts)
+    return [(side.win_rate, side.win_rate_length_controlled) for side in (told.base, told.trained)]
+
+
+def evaluated(*prompts: tuple[Answers, Answers], **settings: Any) -> Evaluation:
+    return summary(*compared(*prompts), Evaluate(**settings), {})
 
 
 def test_a_win_that_is_only_length_is_seen_to_be_one() -> None:
@@ -104,7 +118,7 @@ def test_the_report_shows_both(run: tuple[Any, RunDir], told: bool) -> None:
     for who, rows in samples.items():
         stage.write(f"{who}.parquet", rows, Sample)
     stage.write("rank.parquet", rankings, Ranking)
-    stage.finish(prompts=count, **summary(samples, rankings, {}))
+    stage.finish(**summary(samples, rankings, Evaluate(), {}).model_dump(mode="json"))
     side = report(recipe, made)["evaluate"]["trained"]
     page = (made.path / "report.html").read_text()
     row = page.partition("won at equal length")[2].partition("answers cut off")[0]
@@ -115,11 +129,250 @@ def test_the_report_shows_both(run: tuple[Any, RunDir], told: bool) -> None:
         assert side["win_rate_length_controlled"] is None and "unknown" in row and "%" not in row
 
 
-def test_a_run_that_was_evaluated_without_it_has_its_report(run: tuple[Any, RunDir]) -> None:
-    recipe, made = run
-    path: Path = made.stage("evaluate").path / "manifest.json"
-    manifest = json.loads(path.read_text())
-    for who in ("base", "trained"):
-        del manifest[who]["win_rate_length_controlled"]
-    path.write_text(json.dumps(manifest))
-    assert report(recipe, made)["evaluate"]["base"]["win_rate_length_controlled"] is None
+# Better, by how much, how sure
+
+
+SCORE = st.none() | st.integers(0, 3).map(float)
+ANSWERS = st.lists(st.tuples(st.text("ab ", max_size=6), SCORE), min_size=1, max_size=3)
+PROMPTS = st.lists(st.tuples(ANSWERS, ANSWERS), min_size=1, max_size=12)
+SETTINGS = Evaluate(thresholds={"good": 2}, must_parse="a.*")
+
+
+@given(PROMPTS)
+def test_the_sides_mirror_each_other(prompts: Any) -> None:
+    one, other = (evaluated(*of, **SETTINGS.model_dump()) for of in (prompts, [(b, a) for a, b in prompts]))
+    assert one.trained.win_rate == pytest.approx(1 - other.trained.win_rate) == pytest.approx(other.base.win_rate)
+    assert (one.moved.improved, one.moved.harmed, one.moved.same) == (
+        other.moved.harmed,
+        other.moved.improved,
+        other.moved.same,
+    )
+    mine, theirs = one.gain.over_base, other.gain.over_base
+    assert (mine is None) == (theirs is None)
+    for ours, mirrored in [(mine, theirs), (one.changes.mean_score, other.changes.mean_score)]:
+        if ours and mirrored:
+            assert ours.value == pytest.approx(-mirrored.value)
+            assert (ours.low is None) == (mirrored.low is None)
+            if ours.low is not None:
+                assert (ours.low, ours.high) == (pytest.approx(-mirrored.high), pytest.approx(-mirrored.low))  # type: ignore[operator]
+
+
+@given(PROMPTS, st.randoms(use_true_random=False))
+def test_the_order_of_prompts_changes_nothing(prompts: Any, chance: Any) -> None:
+    samples, rankings = compared(*prompts)
+    before = summary(samples, rankings, SETTINGS, {})
+    for rows in (*samples.values(), rankings):
+        chance.shuffle(rows)
+    assert summary(samples, rankings, SETTINGS, {}) == before
+
+
+def planted(prompts: int, rate: float, chance: np.random.Generator) -> list[list[Comparison]]:
+    """Comparisons of which that share is won; those of one prompt go together, as they do."""
+    of_prompt = chance.beta(4 * rate, 4 * (1 - rate), prompts)
+    return [[Comparison(float(won), 0) for won in chance.random(4) < share] for share in of_prompt]
+
+
+def test_a_planted_win_rate_is_inside_its_interval_as_often_as_it_says() -> None:
+    chance, inside = np.random.default_rng(0), 0
+    for _ in range(300):
+        found = gain(planted(60, 0.6, chance))
+        assert found and found.low is not None and found.high is not None and found.comparisons == 240
+        inside += found.low <= 0.1 <= found.high
+    assert 0.91 <= inside / 300 <= 0.99, inside
+
+
+def test_an_interval_narrows_with_the_prompts() -> None:
+    chance = np.random.default_rng(1)
+    few, many = gain(planted(30, 0.6, chance)), gain(planted(LIMIT + 3000, 0.6, chance))
+    assert few and many and few.low is not None and few.high is not None and many.low is not None and many.high is not None
+    assert many.high - many.low < 0.03 < few.high - few.low
+
+
+def test_ties_are_told() -> None:
+    found = evaluated(([("a", 1.0)], [("b", 1.0)]), ([("a", 1.0)], [("b", 2.0)])).gain.over_base
+    assert found and found.tied == 0.5 and found.value == 0.25 and (found.prompts, found.comparisons) == (2, 2)
+
+
+def sure(value: float, low: float | None, high: float | None, prompts: int = 50) -> Gain:
+    return Gain(value=value, low=low, high=high, tied=0.0, prompts=prompts, comparisons=4 * prompts)
+
+
+@pytest.mark.parametrize(
+    ("found", "said"),
+    [
+        (sure(0.18, 0.11, 0.24), "better: 68 % of comparisons won, 95 % interval 61–74 %"),
+        (sure(0.18, 0.1149, 0.2401), "better: 68 % of comparisons won, 95 % interval 61–75 %"),  # rounded outwards
+        (sure(0.02, -0.04, 0.08), "not shown to be better: 52 % of comparisons won, 95 % interval 46–58 %"),
+        (sure(0.02, 0.0, 0.08), "not shown to be better: 52 % of comparisons won, 95 % interval 50–58 %"),
+        (sure(-0.2, -0.3, -0.1), "worse: 30 % of comparisons won, 95 % interval 20–40 %"),
+        (
+            sure(0.5, 0.5, 0.5, FEWEST - 1),
+            "not shown to be better: 100 % of comparisons won, and 5 prompts are too few to tell",
+        ),
+        (sure(0.5, 0.5, 0.5, FEWEST), "better: 100 % of comparisons won, 95 % interval 100–100 %"),
+        (sure(0.5, None, None, 1), "not shown to be better: 100 % of comparisons won, and 1 prompt is too few to tell"),
+        (None, "not shown to be better: no two answers were compared"),
+    ],
+)
+def test_a_verdict_says_no_more_than_its_interval(found: Gain | None, said: str) -> None:
+    assert verdict(found) == said
+
+
+# What got worse
+
+
+def answered(good: int, of: int, text: str) -> list[Answers]:
+    return [[(text, 3.0 if at < good else 1.0)] for at in range(of)]
+
+
+def test_what_got_worse_is_said_and_what_may_be_chance_says_so() -> None:
+    fell = [*zip(answered(30, 40, "one two three"), answered(5, 40, "one"), strict=True)]
+    told = evaluated(*fell, thresholds={"good": 3}, must_parse=r"\w+ .*")
+    assert told.verdict.startswith("worse: ")
+    assert told.worse == [
+        "fewer answers that are good: 75 % → 12 %",
+        "fewer answers of the form asked for: 100 % → 0 %",
+        "a lower mean score: 2.5 → 1.25",
+        "length drifts: 3.0 → 1.0 words an answer, 67 % fewer; wanted or not",
+        "25 prompts are answered worse than before, and 0 better",
+    ]
+    little = [*zip(answered(20, 40, "one"), [*answered(0, 1, "one"), *answered(19, 39, "one")], strict=True)]
+    assert (
+        evaluated(*little, thresholds={"good": 3}).worse[0] == "fewer answers that are good: 50 % → 48 %, which may be chance"
+    )
+
+
+def test_nothing_is_worse_where_nothing_is() -> None:
+    rose = [*zip(answered(5, 40, "one two"), answered(30, 40, "one two"), strict=True)]
+    told = evaluated(*rose, thresholds={"good": 3})
+    assert told.verdict.startswith("better: ") and told.worse == []
+    assert (told.moved.improved, told.moved.harmed, told.moved.same) == (25, 0, 15)
+
+
+def test_what_training_and_another_text_tell_is_there_too() -> None:
+    samples, rankings = compared(*zip(answered(5, 9, "a"), answered(9, 9, "a"), strict=True))
+    text = Perplexity(path="notes.txt", texts=1, tokens=9, base=18.25, trained=20.5, rise=Gain.model_construct(value=0.123, low=0.09, high=0.15))  # fmt: skip  # noqa: E501
+    alarm = {"name": "chosen_falls", "step": 40, "value": 0.3, "limit": 0.25, "said": "Chosen answers fall"}
+    training = {"held_out": {"rewards/accuracies": 0.4, "rewards/margins": math.nan}, "health": {"alarms": [alarm]}}
+    told = summary(samples, rankings, Evaluate(), training, text)
+    assert told.held_out and told.held_out.accuracy == 0.4 and told.held_out.margin is None
+    assert told.worse == [
+        "of the test pairs it tells only 40 % right",
+        "perplexity of notes.txt: 18.25 → 20.5, 12 % more",
+        "while it trained: Chosen answers fall (step 40)",
+    ]
+
+
+def test_a_win_by_length_is_called_one() -> None:
+    assert any("what it wins may be length" in one for one in evaluated(*by_length(400, -0.3)).worse)
+
+
+def test_the_last_round_is_compared_too() -> None:
+    samples, rankings = compared(*[([("a", 1.0)], [("b", 2.0)])] * 20)
+    last = [
+        Sample(row.prompt_id, row.prompt, "x", [Completion(f"last{at}", 0, "c", "stop", 1, -1.0, "last")], None)
+        for at, row in enumerate(samples["base"])
+    ]
+    scored = [
+        Ranking(row.prompt_id, "j", [*row.completion_ids, f"last{at}"], [*row.scores, 3.0], None, "[]")
+        for at, row in enumerate(rankings)
+    ]
+    told = summary({**samples, "last": last}, scored, Evaluate(), {})
+    assert told.last and (told.last.win_rate, told.trained.win_rate, told.base.win_rate) == (1.0, 1.0, 0.0)
+    assert told.gain.over_base and told.gain.over_last
+    assert (told.gain.over_base.value, told.gain.over_last.value) == (0.5, -0.5)
+    assert "the model of the last round wins more: 100 % of comparisons" in told.worse
+
+
+@pytest.mark.parametrize(
+    ("form", "text", "has"),
+    [
+        ("json", '{"a": 1}', True),
+        ("json", "<think>hm {</think>[1, 2]", True),
+        ("json", 'Here: {"a": 1}', False),
+        ("json", "", False),
+        ("json", "NaN", False),
+        (r"\d+", "42", True),
+        (r"\d+", "about 42", False),
+        ("yes|no", "<think>\nyes\n</think>\nno", True),
+        ("a.*z", "a\nz", True),
+    ],
+)
+def test_a_form_is_met_by_the_whole_answer(form: str, text: str, has: bool) -> None:
+    assert parses(form)(text) == has
+    told = evaluated(([(text, 1.0)], [(text, 1.0), ("other 7", 1.0)]), must_parse=form)
+    assert told.base.parsed == float(has) and told.trained.parsed == float(has) / 2
+    assert told.changes.parsed and told.changes.parsed.value == -float(has) / 2
+
+
+def test_a_form_that_is_no_expression_is_an_error() -> None:
+    with pytest.raises(RecipeError, match="no regular expression"):
+        Evaluate(must_parse="(")
+
+
+# The sides
+
+
+def of_vllm(**tables: Any) -> Recipe:
+    return parse(
+        {
+            "name": "x",
+            "prompts": {"path": "p.jsonl", "holdout": 0.1},
+            "sample": {"n": 2, "max_tokens": 8, "engine": {"type": "vllm", "model": "m", "revision": "r", "args": {"seed": 1}}},
+            "rank": {"judge": {"type": "rule", "rule": "concise"}},
+            "train": {},
+            **tables,
+        }
+    )
+
+
+def test_who_stands_on_each_side(tmp_path: Any) -> None:
+    def who(recipe: Recipe, **manifest: Any) -> dict[str, tuple[str, str | None, str | None]]:
+        return {side: (p.model, p.revision, p.adapter) for side, p in policies(recipe, manifest, tmp_path).items()}
+
+    model = str(tmp_path / "model")
+    assert who(of_vllm()) == {"base": ("m", "r", None), "trained": ("m", "r", model)}
+    assert who(of_vllm(train={"method": "qlora"}))["trained"] == ("m", "r", model)
+    assert who(of_vllm(train={"method": "full"})) == {"base": ("m", "r", None), "trained": (model, None, None)}
+    assert who(of_vllm(), base="sft")["trained"] == (str(tmp_path / "sft"), None, model)
+    first = of_vllm(lineage={"base": "b", "revision": "q"})
+    assert "last" not in who(first)
+    later = first.model_copy(update={"lineage": Lineage(base="b", revision="q", round=2)})
+    assert who(later) == {"base": ("b", "q", None), "last": ("m", "r", None), "trained": ("m", "r", model)}
+    assert engine(later, policies(later, {}, tmp_path)["base"]).args == {"seed": 1}, "as it sampled"
+
+
+# What was forgotten
+
+
+@given(st.integers(0, 300), st.integers(2, 40))
+def test_every_token_is_scored_once_with_as_much_before_it_as_there_is(length: int, window: int) -> None:
+    scored: list[int] = []
+    for begin, first, end in stretches(length, window):
+        assert end - begin <= window and begin < first < end <= length
+        assert first - begin >= min(first, window - window // 2)
+        scored += range(first, end)
+    assert scored == list(range(1, length))
+
+
+def test_a_rise_has_an_interval_over_stretches() -> None:
+    chance = np.random.default_rng(0)
+    tokens = np.full(200, 512.0)
+    base = np.column_stack([chance.normal(1000, 50, 200), tokens])
+    trained = np.column_stack([base[:, 0] + 512 * chance.normal(0.1, 0.02, 200), tokens])
+    found = rise(base, trained)
+    assert found.low is not None and found.high is not None
+    assert found.low < found.value < found.high and found.value == pytest.approx(math.expm1(0.1), abs=0.01)
+    assert rise(base, base) == type(found)(value=0.0, low=0.0, high=0.0)
+    assert rise(base[:1], trained[:1]).low is None
+
+
+def test_a_text_is_read_whole_and_what_else_there_is_by_its_turns(tmp_path: Any) -> None:
+    for name, content in (("a.txt", "one\n\ntwo\n"), ("b.jsonl", '{"prompt": "x"}\n{"prompt": "y"}\n'), ("c.md", " \n")):
+        (tmp_path / name).write_text(content)
+    assert list(texts(str(tmp_path / "a.txt"))) == ["one\n\ntwo\n"]
+    assert list(texts(str(tmp_path / "b.jsonl"))) == ["x", "y"]
+    with pytest.raises(InputError, match="holds no text"):
+        list(texts(str(tmp_path / "c.md")))
+    with pytest.raises(InputError, match="cannot be read"):
+        list(texts(str(tmp_path / "none.txt")))

@@ -8,12 +8,13 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from test_report import evaluate, train
 
 from dpo_data import pipeline, publish
 from dpo_data.audit import audit
 from dpo_data.audit.schema import Agreement, Audit, Figure, Members, Order, People, Route
-from dpo_data.config import Gates, Recipe
-from dpo_data.errors import GateClosed, NotReady, PublishError
+from dpo_data.config import Gates, Recipe, parse
+from dpo_data.errors import GateClosed, NotReady, PublishError, RecipeError
 from dpo_data.gates import MISSING, Gate, gates, require
 from dpo_data.rundir import RunDir
 
@@ -223,3 +224,94 @@ def test_gates_may_change_and_nothing_is_done_again(recipe: Make, tmp_path: Path
 
 def test_a_gate_says_what_its_keys_are() -> None:
     assert all(field.description for field in Gate.model_fields.values())
+
+
+# After training, and after evaluate
+
+
+def evaluation(win_rate: float, parsed: float | None = None, rise: float | None = None) -> dict[str, Any]:
+    """The part of evaluate's manifest that gates look at."""
+    return {
+        "gain": {"over_base": {"value": win_rate - 0.5}, "over_last": None},
+        "trained": {"win_rate": win_rate, "parsed": parsed},
+        "perplexity": None if rise is None else {"rise": {"value": rise}},
+    }
+
+
+AFTER = Gates(max_chosen_drop=0.5, max_kl=1.0, min_win_rate=0.5, min_parse_rate=0.9, max_perplexity_rise=0.1)
+
+
+def test_gates_after_training_have_their_figures() -> None:
+    health = {"health": {"chosen_drop": 0.2, "kl": 1.5}}
+    told = {gate.name: gate for gate in gates(AFTER, None, None, health, evaluation(0.6, 0.95, 0.2))}
+    assert {name: (gate.value, gate.holds, gate.after) for name, gate in told.items()} == {
+        "max_chosen_drop": (0.2, True, "train"),
+        "max_kl": (1.5, False, "train"),
+        "min_win_rate": (0.6, True, "evaluate"),
+        "min_parse_rate": (0.95, True, "evaluate"),
+        "max_perplexity_rise": (0.2, False, "evaluate"),
+    }
+
+
+def test_what_is_not_measured_is_closed_and_says_why() -> None:
+    nothing = {"gain": {"over_base": None, "over_last": None}, "trained": {"win_rate": 0.5, "parsed": None}, "perplexity": None}
+    for manifests in ((None, None), ({"health": None}, nothing)):
+        told = gates(AFTER, None, None, *manifests)
+        assert len(told) == 5 and not any(gate.holds for gate in told) and all(gate.missing for gate in told)
+
+
+def test_training_does_not_wait_for_what_comes_after_it() -> None:
+    told = gates(AFTER, None, None)
+    require(told, "runs/x", "train")
+    with pytest.raises(GateClosed, match=r"runs/x is not published: max_chosen_drop = 0\.5, and there is no such figure"):
+        require(told, "runs/x", "publish")
+
+
+@pytest.mark.parametrize(
+    ("gate", "tables", "remedy"),
+    [
+        ("min_win_rate", {}, r"Set \[train\] and prompts.holdout"),
+        ("max_kl", {}, r"Set \[train\]"),
+        ("min_parse_rate", {"train": {"model": "m"}}, "evaluate.must_parse"),
+        ("max_perplexity_rise", {"train": {"model": "m"}}, "evaluate.perplexity"),
+    ],
+)
+def test_a_gate_that_could_never_hold_is_an_error(recipe: Make, gate: str, tables: dict[str, Any], remedy: str) -> None:
+    with pytest.raises(RecipeError, match=f"gates.{gate} could never hold.*{remedy}"):
+        recipe(**tables, gates={gate: 0.5})
+
+
+def evaluates(prompts: str, model: str, **limits: float) -> Recipe:
+    return parse(
+        {
+            "name": "test",
+            "prompts": {"path": prompts, "holdout": 0.2},
+            "sample": {"n": 4, "max_tokens": 8, "shard_size": 8, "engine": {"type": "echo"}},
+            "rank": {"judge": {"type": "rule", "rule": "concise"}},
+            "train": {"model": model},
+            "gates": limits,
+            **PUBLISH,
+        }
+    )
+
+
+def test_nothing_is_published_where_the_model_got_worse(prompts: Callable[[int], str], tmp_path: Path, tiny_model: str) -> None:
+    """Base answers score 1 and 3, the trained model's always 3: it wins 75 % of comparisons."""
+    path = prompts(60)
+    made = evaluates(path, tiny_model, min_win_rate=0.8)
+    run = paired(made, tmp_path)
+    with pytest.raises(NotReady, match="5-evaluate is not complete"):
+        begin("publish", made, run)
+    train(run)
+    evaluate(run, run.stage("sample").require()["held_out"])
+    with pytest.raises(GateClosed, match=r"is not published: min_win_rate = 0\.8, and it is 0\.75\. Read"):
+        begin("publish", made, run)
+    assert not run.stage("publish").path.exists()
+    told = json.loads((run.path / "report.json").read_text())
+    assert [(gate["name"], gate["holds"]) for gate in told["gates"]] == [("min_win_rate", False)]
+    page = (run.path / "report.html").read_text()
+    assert "comparisons that the trained model wins" in page and 'class="state closed">closed<' in page
+    with pytest.raises(PublishError, match="No token"):
+        begin("publish", evaluates(path, tiny_model, min_win_rate=0.7), run)
+    with pytest.raises(PublishError, match="No token"):
+        begin("publish", evaluates(path, tiny_model), run)

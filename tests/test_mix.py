@@ -18,7 +18,7 @@ from test_server import Reply, Scripted, said, serve  # noqa: F401
 from dpo_data import pipeline
 from dpo_data.config import Recipe, dump, parse
 from dpo_data.errors import EngineError, RecipeError, TooManyFailures
-from dpo_data.evaluate import _engines
+from dpo_data.evaluation.sides import engine
 from dpo_data.models import engine_revision
 from dpo_data.plan import count
 from dpo_data.report import facts
@@ -272,9 +272,9 @@ def test_a_mix_survives_its_dump_and_trains_the_model_that_is_named() -> None:
     recipe = parse(mix(VLLM, SLOW, train={"model": "m"}))
     assert parse(tomllib.loads(dump(recipe))) == recipe
     assert recipe.base_model() == ("m", None)
-    assert _engines(recipe, "trained")["base"].args == {"dtype": "float32"}, "as it was loaded to sample"
+    assert engine(recipe, recipe.policy()).args == {"dtype": "float32"}, "as it was loaded to sample"
     other = parse(mix(VLLM, SLOW, train={"model": "other"}))
-    assert _engines(other, "trained")["base"].args == {}
+    assert engine(other, other.policy()).args == {}
 
 
 def test_the_weights_of_all_members_are_known(tmp_path: Path) -> None:

@@ -115,6 +115,9 @@ def test_evaluation_is_counted_where_there_is_training(asking: Any, tmp_path: Pa
     made = Recipe.model_validate(table)
     counts = count(made, RunDir(tmp_path / "one"))
     assert counts["use"]["evaluate"]["wise"].calls == counts["held_out"] * 12, "two answers of each model, all with all"
+    table["lineage"] = {"base": "b", "round": 2}
+    later = count(Recipe.model_validate(table), RunDir(tmp_path / "two"))
+    assert later["use"]["evaluate"]["wise"].calls == later["held_out"] * 14, "the last round's too: a knock-out of six"
 
 
 PEOPLE = {"type": "argilla", "dataset": "d"}

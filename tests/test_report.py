@@ -7,16 +7,21 @@ from collections.abc import Callable
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import pytest
+from argilla_ui import chromium
+from hypothesis import given
+from hypothesis import strategies as st
 from pydantic import BaseModel, ValidationError
 
 from dpo_data import pipeline
-from dpo_data.config import Recipe, parse
+from dpo_data.config import Evaluate, Recipe, parse
 from dpo_data.errors import DpoDataError
-from dpo_data.evaluate import summary
+from dpo_data.evaluation.summary import summary
 from dpo_data.report import last_words, percent, report
+from dpo_data.report.evaluation import _two, differences, marked
 from dpo_data.report.schema import Part, Report
 from dpo_data.rows import Completion, PreferencePair, Ranking, Sample
 from dpo_data.rundir import RunDir
@@ -79,7 +84,8 @@ def evaluate(run: RunDir, prompts: int) -> None:
     for who, rows in samples.items():
         stage.write(f"{who}.parquet", rows, Sample)
     stage.write("rank.parquet", rankings, Ranking)
-    stage.finish(prompts=prompts, **summary(samples, rankings, {"concise and correct": 3, "correct": 1}))
+    settings = Evaluate(thresholds={"concise and correct": 3, "correct": 1})
+    stage.finish(**summary(samples, rankings, settings, run.stage("train").manifest or {}).model_dump(mode="json"))
 
 
 Whole = tuple[Recipe, RunDir, dict[str, Any]]
@@ -134,6 +140,8 @@ def test_last_words_tell_the_headline_first(whole: Whole) -> None:
         "correct               100 % → 100 %",
         "comparisons won        25 % →  75 %",
         "words an answer         2.0 →   2.0",
+        "verdict               better: 75 % of comparisons won, 95 % interval 75–75 %",
+        "got worse             nothing measured",
         f"pairs                 {pairs['train']} train, {pairs['test']} test",
         f"dropped               {sum(pairs['dropped'].values())} ({dropped})",
         f"time                  {seconds:.1f} s",
@@ -271,6 +279,119 @@ def test_plots_take_the_page_s_colours(whole: Whole) -> None:
     plots = html[html.index("<figure") : html.rindex("</figure>")]
     assert plots.count("var(--accent)") > 4 and "var(--ink)" in plots
     assert "#000000" not in plots and "#1b1b1f" not in plots
+
+
+# Before and after
+
+
+def words() -> st.SearchStrategy[str]:
+    return st.text(st.sampled_from("ab .\n<>&é,"), max_size=40)
+
+
+@given(words(), words())
+def test_differences_lose_nothing(before: str, after: str) -> None:
+    left, right = differences(before, after)
+    assert "".join(text for text, _ in left) == before and "".join(text for text, _ in right) == after
+    common = [[word for text, only in side if not only for word in text.split()] for side in (left, right)]
+    assert "".join(common[0]) == "".join(common[1])
+    if before == after:
+        assert not any(only for _, only in (*left, *right))
+
+
+def test_what_one_side_alone_says_is_marked() -> None:
+    told = marked("The capital of France is Paris, I think.", "Paris")
+    assert told["base"] == "<del>The capital of France is </del>Paris<del>, I think.</del>" and told["trained"] == "Paris"
+    assert marked("<b>1</b> & 2", "<b>1</b> & 3") == {
+        "base": "&lt;b&gt;1&lt;/b&gt; &amp; <del>2</del>",
+        "trained": "&lt;b&gt;1&lt;/b&gt; &amp; <ins>3</ins>",
+    }
+
+
+def scored(run: RunDir, scores: list[tuple[float | None, float | None]]) -> None:
+    """An evaluation in which the base's and the trained model's one answer to each prompt have these scores."""
+    samples: dict[str, list[Sample]] = {"base": [], "trained": []}
+    rankings = []
+    for at, of in enumerate(scores):
+        for who, score in zip(samples, of, strict=True):
+            answer = Completion(f"{who}{at}", 0, f"{who} says {score}", "stop", 3, -1.0, who)
+            samples[who].append(Sample(f"{at:02d}", [{"role": "user", "content": f"prompt {at}"}], "x", [answer], None))
+        rankings.append(Ranking(f"{at:02d}", "j", [f"base{at}", f"trained{at}"], list(of), None, "[]"))
+    stage = run.stage("evaluate")
+    stage.discard()
+    stage.open({}, {})
+    for who, rows in samples.items():
+        stage.write(f"{who}.parquet", rows, Sample)
+    stage.write("rank.parquet", rankings, Ranking)
+    stage.finish(**summary(samples, rankings, Evaluate(), {}).model_dump(mode="json"))
+
+
+def test_the_most_improved_come_first_and_then_the_most_harmed(copy: tuple[Recipe, RunDir]) -> None:
+    made, run = copy
+    count = run.stage("sample").require()["held_out"]
+    moves: list[tuple[float | None, float | None]] = [(1.0, 1.0 + at) for at in range(1, 7)] + [
+        (9.0, 8.0),
+        (9.0, 1.0),
+        (None, 1.0),
+    ]
+    scored(run, moves + [(1.0, 1.0)] * (count - len(moves)))
+    shown = report(made, run)["examples"]["evaluate"]
+    assert [(one["moved"], one["change"]) for one in shown] == [
+        ("improved", 6.0), ("improved", 5.0), ("improved", 4.0), ("improved", 3.0), ("harmed", -8.0), ("harmed", -1.0),
+    ]  # fmt: skip
+    assert shown[0]["prompt"][0]["content"] == "prompt 5" and shown[0]["trained"] == "trained says 7.0"
+    page = (run.path / "report.html").read_text()
+    assert "Of 6 prompts that are answered better" in page and "Of 2 prompts that are answered worse" in page
+    assert "No prompt is answered worse" not in page
+
+
+@given(st.lists(st.integers(0, 4), min_size=1, max_size=4), st.lists(st.integers(0, 4), min_size=1, max_size=4))
+def test_the_two_answers_shown_differ_as_the_means_do(before: list[int], after: list[int]) -> None:
+    sides = [
+        [(Completion(f"{score}", at, "", "stop", 1, None, "m"), float(score)) for at, score in enumerate(of)]
+        for of in (before, after)
+    ]
+    change = fmean(after) - fmean(before)
+    ours, theirs = (int(one.completion_id) for one in _two(*sides, change))
+    if change:
+        assert (theirs - ours) * change > 0
+    else:
+        assert abs(theirs - ours) == min(abs(a - b) for a in after for b in before)
+
+
+def test_a_page_says_so_where_nothing_was_harmed(copy: tuple[Recipe, RunDir]) -> None:
+    made, run = copy
+    count = run.stage("sample").require()["held_out"]
+    scored(run, [(1.0, 2.0)] * count)
+    told = report(made, run)
+    page = (run.path / "report.html").read_text()
+    assert "No prompt is answered worse than before" in page and "Nothing that was measured." in page
+    assert "Not measured, since the recipe does not ask for it: what it forgot (evaluate.perplexity)" in page
+    assert told["evaluate"]["verdict"] == "better: 100 % of comparisons won, 95 % interval 100–100 %"
+    assert "verdict           better: 100 % of comparisons won" in last_words(told, run)
+
+
+def test_a_page_says_so_where_the_model_is_not_shown_to_be_better(copy: tuple[Recipe, RunDir]) -> None:
+    made, run = copy
+    count = run.stage("sample").require()["held_out"]
+    scored(run, [(1.0, 2.0), *[(2.0, 1.0)] * 2, *[(1.0, 1.0)] * (count - 3)])
+    report(made, run)
+    page = " ".join((run.path / "report.html").read_text().split())
+    assert '<p class="verdict unsure"> Not shown to be better: ' in page
+    assert "2 prompts are answered worse than before, and 1 better" in page
+
+
+def test_markup_in_a_marked_answer_does_nothing_in_a_browser(whole: Whole) -> None:
+    with chromium() as browser:
+        page = browser.new_page()
+        alarms: list[str] = []
+        page.on("dialog", lambda dialog: (alarms.append(dialog.message), dialog.dismiss()))
+        page.goto((whole[1].path / "report.html").as_uri())
+        assert "<script>alert(1)</script>" in page.locator("#evaluation").inner_text()
+        assert page.locator("#evaluation ins").count() > 0 and page.locator("#evaluation :is(script, img)").count() == 0
+        assert page.evaluate("document.documentElement.scrollWidth <= document.documentElement.clientWidth")
+        page.set_viewport_size({"width": 380, "height": 800})
+        assert page.evaluate("document.documentElement.scrollWidth <= document.documentElement.clientWidth"), "on a phone too"
+        assert not alarms
 
 
 # The schema

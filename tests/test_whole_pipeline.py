@@ -19,6 +19,7 @@ pytest.importorskip("vllm")
 @pytest.mark.timeout(900)
 def test_the_whole_pipeline(tiny_model: str, prompts: Callable[[int], str], tmp_path: Path) -> None:
     end = json.loads((Path(tiny_model) / "config.json").read_text())["eos_token_id"]  # made likely: a cut answer is not chosen
+    text = prompts(90)
     recipe = parse(
         {
             "name": "whole",
@@ -32,7 +33,7 @@ def test_the_whole_pipeline(tiny_model: str, prompts: Callable[[int], str], tmp_
             "rank": {"judge": {"type": "pairwise", "reason": 0, "params": {"temperature": 1.0, "max_tokens": 32}}},
             "pair": {"test": 0.2},
             "train": {"batch_size": 4, "learning_rate": 1e-4},
-            "evaluate": {"n": 2},
+            "evaluate": {"n": 2, "must_parse": r"\w.*", "perplexity": text},
         }
     )
     file, run = tmp_path / "recipe.toml", RunDir(tmp_path / "run")
@@ -46,6 +47,13 @@ def test_the_whole_pipeline(tiny_model: str, prompts: Callable[[int], str], tmp_
     dropped = {**paired["dropped_prompts"], **paired["dropped_pairs"]}
     assert paired["train"] + paired["test"] + sum(dropped.values()) == paired["prompts"]
     assert trained["pairs"] + trained["too_long"] == paired["train"] > 0 and trained["steps"] > 0
+    assert trained["answers"]["rendered"] == trained["reference"]["computed"] == 0  # tokens and log-probs are vLLM's own
+    assert trained["reference"]["sampled"] > 0 and trained["reference"]["off_by"] < 1e-4
     assert evaluated["prompts"] == sampled["held_out"]
     assert evaluated["base"]["answers"] == evaluated["trained"]["answers"] == 2 * sampled["held_out"]
+    assert evaluated["last"] is None and evaluated["gain"]["over_last"] is None
+    assert evaluated["gain"]["over_base"]["value"] == pytest.approx(evaluated["trained"]["win_rate"] - 0.5)
+    assert 0 <= evaluated["trained"]["parsed"] <= 1 and evaluated["perplexity"]["texts"] == 90
+    assert evaluated["perplexity"]["base"] != evaluated["perplexity"]["trained"], "it was trained"
+    assert evaluated["verdict"].split(":")[0] in ("better", "worse", "not shown to be better")
     print({name: run.stage(name).require()["seconds"] for name in stages_of(recipe)}, dropped)

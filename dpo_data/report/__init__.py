@@ -9,9 +9,16 @@ from typing import Any
 
 from dpo_data.audit import audit
 from dpo_data.config import Recipe, dump
+from dpo_data.evaluation.schema import Evaluation
 from dpo_data.gates import gates
-from dpo_data.report import facts, schema
+from dpo_data.hints import hints, pair_stats
+from dpo_data.numbers import duration, number, percent
+from dpo_data.report import evaluation, facts, schema, training
+from dpo_data.report.changes import changes
+from dpo_data.report.plots import PANELS
 from dpo_data.rundir import FOLDERS, RunDir
+
+__all__ = ["LABELS", "duration", "gather", "headlines", "last_words", "number", "page", "percent", "render", "report"]
 
 
 def report(recipe: Recipe, run: RunDir) -> dict[str, Any]:
@@ -22,10 +29,9 @@ def report(recipe: Recipe, run: RunDir) -> dict[str, Any]:
     """
     from dpo_data.report.plots import curves_png
 
-    manifests = {name: manifest for name in FOLDERS if (manifest := run.stage(name).manifest)}
-    told, plots = _gather(recipe, run, manifests)
+    told, plots = gather(recipe, run)
     if told.train:
-        run.write("curves.png", curves_png(facts.history(run)))
+        run.write("curves.png", curves_png(facts.history(run), training.marks(told.train)))
     text = told.model_dump_json(indent=1)
     run.write("report.json", text)
     found: dict[str, Any] = json.loads(text)
@@ -34,33 +40,51 @@ def report(recipe: Recipe, run: RunDir) -> dict[str, Any]:
 
 
 def render(report: dict[str, Any], plots: Mapping[str, str], recipe: str) -> str:
-    """report.html: one page that loads nothing. `plots` are SVG by name; all other text is escaped."""
+    """report.html."""
+    return page(
+        "report.html.j2",
+        plots,
+        report=report,
+        recipe=recipe,
+        headline=headlines(report)[:1],
+        labels=LABELS,
+        panels=list(PANELS),
+        by={change.name: change.by for change in changes(report["evaluate"])} if report["evaluate"] else {},
+    )
+
+
+def page(template: str, plots: Mapping[str, str], **told: Any) -> str:
+    """A page of this folder's that loads nothing. `plots` are SVG by name; all other text is escaped."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
     from markupsafe import Markup, escape
 
-    page = Environment(
+    pages = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    page.filters.update(percent=lambda share: percent(share).replace(" ", "\u00a0"), duration=duration, number=number)
-    page.filters["signed"] = lambda value: f"{value:+.2f}".replace("-", "−") if abs(value) >= 0.005 else "0"
-    page.filters.update(breakable=lambda text: Markup(re.sub(r"([:/_]|\.(?!\d))(?=\w)", r"\1<wbr>", str(escape(text)))))
-    shown = {name: Markup(svg) for name, svg in plots.items()}
-    return page.get_template("report.html.j2").render(
-        report=report, plots=shown, recipe=recipe, headline=headlines(report)[:1], labels=LABELS
-    )
+    pages.filters.update(percent=lambda share: percent(share).replace(" ", "\u00a0"), duration=duration, number=number)
+    pages.filters["signed"] = lambda value: f"{value:+.2f}".replace("-", "−") if abs(value) >= 0.005 else "0"
+    pages.filters.update(marked=lambda example: evaluation.marked(example["base"], example["trained"]))
+    pages.filters.update(breakable=lambda text: Markup(re.sub(r"([:/_]|\.(?!\d))(?=\w)", r"\1<wbr>", str(escape(text)))))
+    return pages.get_template(template).render(plots={name: Markup(svg) for name, svg in plots.items()}, **told)
 
 
 def last_words(report: dict[str, Any], run: RunDir) -> str:
     """What a command prints at its end: a few aligned lines."""
-    changes = [(name, percent(before), percent(after)) for name, before, after in headlines(report)]
-    if sides := report["evaluate"]:
-        changes.append(("words an answer", f"{sides['base']['words']:.1f}", f"{sides['trained']['words']:.1f}"))
-    left, right = (max((len(change[at]) for change in changes), default=0) for at in (1, 2))
-    rows = [(name, f"{before:>{left}} → {after:>{right}}") for name, before, after in changes]
+    shifts = [(name, percent(before), percent(after)) for name, before, after in headlines(report)]
+    told = report["evaluate"]
+    if told:
+        shifts.append(("words an answer", f"{told['base']['words']:.1f}", f"{told['trained']['words']:.1f}"))
+    left, right = (max((len(shift[at]) for shift in shifts), default=0) for at in (1, 2))
+    rows = [(name, f"{before:>{left}} → {after:>{right}}") for name, before, after in shifts]
+    if told:
+        more = f"; and {len(told['worse']) - 1} more, in the report" if len(told["worse"]) > 1 else ""
+        rows += [("verdict", told["verdict"]), ("got worse", told["worse"][0] + more if told["worse"] else "nothing measured")]
+    if ended := training.ending(report["train"]):
+        rows.append(("training", ended))
     if made := report["pairs"]:
         rows.append(("pairs", f"{made['train']:,} train, {made['test']:,} test"))
         dropped = ", ".join(f"{count:,} {name}" for name, count in made["dropped"].items())
@@ -82,6 +106,7 @@ LABELS = {
     "duplicate": "repeated",
     "near_duplicate": "nearly repeated",
     "contaminated": "overlap an evaluation set",
+    "other_round": "left to other rounds",
     "held_out": "held out for evaluation",
     "failed": "could not be sampled",
     "sampled": "sampled",
@@ -120,32 +145,11 @@ def headlines(report: dict[str, Any]) -> list[tuple[str, float, float]]:
     return [*shares, ("comparisons won", base["win_rate"], trained["win_rate"])]
 
 
-def percent(share: float) -> str:
-    """A share (0–1) as whole per cent; a share that is neither none nor all never reads as 0 % or 100 %."""
-    if 0 < share < 0.01:
-        return "<1 %"
-    return ">99 %" if 0.99 < share < 1 else f"{100 * share:.0f} %"
-
-
-def duration(seconds: float) -> str:
-    """Seconds as people say them: 4.2 s, 3.5 min, 2.1 h."""
-    for limit, size, unit in ((90, 1, "s"), (5400, 60, "min")):
-        if seconds < limit:
-            return f"{seconds / size:.1f} {unit}"
-    return f"{seconds / 3600:.1f} h"
-
-
-def number(value: float | None) -> str:
-    """A number to four figures; None is what was not finite."""
-    if value is None:
-        return "not finite"
-    return (f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}").replace("-", "−")
-
-
-def _gather(recipe: Recipe, run: RunDir, manifests: dict[str, dict[str, Any]]) -> tuple[schema.Report, dict[str, str]]:
-    """The report, and its plots as SVG by name."""
+def gather(recipe: Recipe, run: RunDir) -> tuple[schema.Report, dict[str, str]]:
+    """The report, and its plots as SVG by name. Writes nothing. Raises DpoDataError where the run's counts do not add up."""
     from dpo_data.report.plots import curves_svg, histogram_svg, lengths_svg
 
+    manifests = {name: manifest for name in FOLDERS if (manifest := run.stage(name).manifest)}
     plots: dict[str, str] = {}
     examples = schema.Examples(pairs=[], evaluate=[])
     made, lengths, margin, scores = None, None, None, None
@@ -162,14 +166,13 @@ def _gather(recipe: Recipe, run: RunDir, manifests: dict[str, dict[str, Any]]) -
         scores = _scores(run, ranked["judge"], margin)
         if scores.histogram:
             plots["scores"] = histogram_svg(scores.histogram, "score")
-    trained = _train(run, manifests["train"]) if "train" in manifests else None
+    trained = training.training(run, manifests["train"]) if "train" in manifests else None
     if trained:
-        plots |= curves_svg(facts.history(run))
+        plots |= curves_svg(facts.history(run), training.marks(trained))
     evaluated = None
     if compared := manifests.get("evaluate"):
-        sides = {who: schema.Side(**{k: compared[who].get(k) for k in schema.Side.model_fields}) for who in ("base", "trained")}
-        evaluated = schema.Evaluate(prompts=compared["prompts"], **sides)
-        examples.evaluate = facts.answers(run)
+        evaluated = Evaluation(**{name: compared[name] for name in Evaluation.model_fields})
+        examples.evaluate = evaluation.examples(run)
     audited = audit(recipe, run)
     told = schema.Report(
         name=recipe.name,
@@ -180,7 +183,14 @@ def _gather(recipe: Recipe, run: RunDir, manifests: dict[str, dict[str, Any]]) -
         lengths=lengths,
         scores=scores,
         audit=audited,
-        gates=gates(recipe.gates, audited, made.train + made.test if made else None),
+        gates=gates(
+            recipe.gates,
+            audited,
+            made.train + made.test if made else None,
+            manifests.get("train"),
+            manifests.get("evaluate"),
+        ),
+        hints=hints(recipe, pair_stats(recipe, run)),
         train=trained,
         evaluate=evaluated,
         examples=examples,
@@ -208,10 +218,3 @@ def _scores(run: RunDir, judge: str, margin: schema.Spread | None) -> schema.Sco
         histogram=numbers.histogram() if numbers.count else None,
         margin=margin,
     )
-
-
-def _train(run: RunDir, manifest: dict[str, Any]) -> schema.Train:
-    logged = [entry for entry in facts.history(run) if "loss" in entry]
-    first, last = (facts.finite(entry) for entry in (logged[0], logged[-1])) if logged else ({}, {})
-    known = {name: manifest[name] for name in schema.Train.model_fields if name in manifest}
-    return schema.Train(**{**known, "held_out": facts.finite(manifest["held_out"]), "first": first, "last": last})

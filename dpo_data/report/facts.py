@@ -9,7 +9,7 @@ from typing import Any, Generic, TypeVar
 
 from dpo_data.errors import DpoDataError
 from dpo_data.report import schema
-from dpo_data.rows import Message, PreferencePair, Ranking, Sample
+from dpo_data.rows import Message, PreferencePair
 from dpo_data.rundir import FOLDERS, RunDir
 
 Value = TypeVar("Value")
@@ -106,6 +106,7 @@ BEFORE = {
     "duplicate": "duplicates",
     "near_duplicate": "near_duplicates",
     "contaminated": "contaminated",
+    "other_round": "other_rounds",
     "held_out": "held_out",
     "failed": "failed",
 }
@@ -137,7 +138,7 @@ def funnel(run: RunDir) -> list[schema.Step]:
         step("part", train=pair["train"], test=pair["test"])
     check(steps, str(run.path))
     if sample and evaluate and evaluate["prompts"] != sample["held_out"]:
-        raise _mismatch(str(run.path), f"{sample['held_out']} prompts are held out, and {evaluate['prompts']} were evaluated")
+        raise mismatch(str(run.path), f"{sample['held_out']} prompts are held out, and {evaluate['prompts']} were evaluated")
     return steps
 
 
@@ -149,15 +150,15 @@ def check(steps: list[schema.Step], where: str) -> None:
             remaining = (remaining or 0) - step.count
         elif step.kind == "made":
             if step.count < (remaining or 0):
-                raise _mismatch(where, f"{remaining} prompts gave only {step.count} {step.name}")
+                raise mismatch(where, f"{remaining} prompts gave only {step.count} {step.name}")
             remaining = step.count
         elif step.kind == "left":
             if step.count < 0 or remaining not in (None, step.count):
-                raise _mismatch(where, f"{remaining} prompts should be {step.name}, and {step.count} are")
+                raise mismatch(where, f"{remaining} prompts should be {step.name}, and {step.count} are")
             remaining = step.count
     parts = [step for step in steps if step.kind == "part"]
     if parts and (total := sum(step.count for step in parts)) != remaining:
-        raise _mismatch(where, f"{remaining} prompts should be in {' or '.join(step.name for step in parts)}, and {total} are")
+        raise mismatch(where, f"{remaining} prompts should be in {' or '.join(step.name for step in parts)}, and {total} are")
 
 
 def pairs(run: RunDir) -> tuple[Lengths, Lengths, Numbers, list[schema.PairExample]]:
@@ -184,35 +185,6 @@ def scores(run: RunDir) -> tuple[Numbers, int]:
         for score in judged:
             numbers.add(score)
     return numbers, unjudged
-
-
-def answers(run: RunDir) -> list[schema.EvaluateExample]:
-    """A few held-out prompts with the first answer of either model."""
-    stage = run.stage("evaluate")
-    both: Thinned[tuple[Sample, Sample]] = Thinned(16)
-    for base, trained in zip(stage.rows(Sample, "base.parquet"), stage.rows(Sample, "trained.parquet"), strict=True):
-        if base.prompt_id != trained.prompt_id:
-            raise _mismatch(str(stage.path), "base.parquet and trained.parquet answer different prompts")
-        if base.completions and trained.completions:
-            both.add((base, trained))
-    few = both.few(8)
-    picked = {base.prompt_id for base, _ in few}
-    score_of = {
-        id: score
-        for row in stage.rows(Ranking, "rank.parquet")
-        if row.prompt_id in picked
-        for id, score in zip(row.completion_ids, row.scores, strict=True)
-    }
-    return [
-        schema.EvaluateExample(
-            prompt=_cut_all(base.prompt),
-            base=_cut(base.completions[0].text),
-            trained=_cut(trained.completions[0].text),
-            score_base=score_of.get(base.completions[0].completion_id),
-            score_trained=score_of.get(trained.completions[0].completion_id),
-        )
-        for base, trained in few
-    ]
 
 
 def history(run: RunDir) -> list[dict[str, Any]]:
@@ -245,7 +217,8 @@ def _rows(manifest: dict[str, Any], stem: str) -> int:
     return sum(file["rows"] for file in manifest["files"] if re.fullmatch(rf"({stem})\.parquet", file["name"]))
 
 
-def _mismatch(where: str, what: str) -> DpoDataError:
+def mismatch(where: str, what: str) -> DpoDataError:
+    """The error that says that a run's files do not fit together."""
     return DpoDataError(
         f"{where} does not add up: {what}", "Its files were changed by hand or come from different runs; redo the stage."
     )
@@ -253,16 +226,17 @@ def _mismatch(where: str, what: str) -> DpoDataError:
 
 def _pair_example(pair: PreferencePair) -> schema.PairExample:
     return schema.PairExample(
-        prompt=_cut_all(pair.prompt),
-        chosen=_cut(_told(pair.chosen[-1])),
-        rejected=_cut(_told(pair.rejected[-1])),
+        prompt=shown_turns(pair.prompt),
+        chosen=shown(_told(pair.chosen[-1])),
+        rejected=shown(_told(pair.rejected[-1])),
         score_chosen=pair.score_chosen,
         score_rejected=pair.score_rejected,
     )
 
 
-def _cut_all(messages: list[Message]) -> list[dict[str, str]]:
-    return [{"role": turn["role"], "content": _cut(_told(turn))} for turn in messages]
+def shown_turns(messages: list[Message]) -> list[dict[str, str]]:
+    """A conversation as report.json holds it."""
+    return [{"role": turn["role"], "content": shown(_told(turn))} for turn in messages]
 
 
 def _told(turn: Message) -> str:
@@ -271,5 +245,6 @@ def _told(turn: Message) -> str:
     return "\n".join([*([turn["content"]] if turn["content"] else []), *calls])
 
 
-def _cut(text: str) -> str:
+def shown(text: str) -> str:
+    """A text as report.json holds it: a long one cut."""
     return text if len(text) <= 2000 else text[:2000] + " …"

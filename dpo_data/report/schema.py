@@ -5,6 +5,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from dpo_data.audit.schema import Audit, Part
+from dpo_data.evaluation.schema import Evaluation
 from dpo_data.gates import Gate
 
 
@@ -71,6 +72,23 @@ class Scores(Part):
     margin: Spread | None = Field(description="score of chosen less score of rejected, over the pairs; null before pair")
 
 
+class Alarm(Part):
+    name: str = Field(description="what kind of alarm")
+    step: int = Field(description="the optimizer step at which it rang first")
+    value: float | None = Field(description="the figure that rang; null where the loss is no number")
+    limit: float | None = Field(description="what it exceeded, or fell below; null as above")
+    said: str = Field(description="the same in words")
+
+
+class Stop(Part):
+    gate: str = Field(description="the gate that stopped it, `finite_loss`, or `early_stop`")
+    value: float | None = Field(
+        description="what it was, in nats a token; of early_stop the evaluations without a lower loss; null for no number"
+    )
+    limit: float | None = Field(description="the recipe's limit; null where the loss is no number")
+    step: int = Field(description="the optimizer step at which it stopped")
+
+
 class Train(Part):
     model: str = Field(description="the model that was trained")
     model_revision: str | None = Field(description="its commit on the Hub, or its folder's content hash")
@@ -84,29 +102,15 @@ class Train(Part):
     held_out: dict[str, float | None] = Field(description="TRL's metrics on test.parquet after training; null for not finite")
     first: dict[str, float | None] = Field(description="the first training metrics that TRL logged; null for not finite")
     last: dict[str, float | None] = Field(description="the last training metrics that TRL logged; null for not finite")
-
-
-class Side(Part):
-    score: float = Field(description="the headline share")
-    measure: str = Field(description="what `score` is the share of")
-    shares: dict[str, float] = Field(
-        description="share of judged answers that reach each threshold of the recipe, in its order"
+    alarms: list[Alarm] = Field(description="what rang while it trained, each alarm once")
+    stopped: Stop | None = Field(description="what ended it before its last step; null for nothing")
+    kept: int = Field(description="the step whose weights are kept as `model`")
+    chosen_drop: float | None = Field(
+        description="of the kept weights on the test pairs, or without such in the log at that step or before: how far the "
+        "log-probability of chosen answers is below the reference's, in nats a token; null where it was not measured"
     )
-    win_rate: float = Field(description="share of comparisons with the other model's answers that are won, ties as half")
-    win_rate_length_controlled: float | None = Field(
-        description="the same, if all answers were equally long (arXiv 2404.04475); null where that cannot be told, because "
-        "one model's answers are always the longer, or because none was compared"
-    )
-    answers: int = Field(description="answers sampled")
-    judged: int = Field(description="answers with a score")
-    words: float = Field(description="mean words an answer")
-    cut_off: float = Field(description="share of answers cut off at max_tokens")
-
-
-class Evaluate(Part):
-    prompts: int = Field(description="held-out prompts")
-    base: Side = Field(description="the model before training")
-    trained: Side = Field(description="the model after training")
+    rejected_drop: float | None = Field(description="the same of the rejected answers")
+    kl: float | None = Field(description="the same of both sides: an estimate of KL(reference ‖ model) on these answers")
 
 
 Messages = list[dict[str, str]]
@@ -121,18 +125,27 @@ class PairExample(Part):
 
 
 class EvaluateExample(Part):
-    prompt: Messages = Field(description="a held-out conversation")
-    base: str = Field(description="the base model's first answer")
-    trained: str = Field(description="the trained model's first answer")
+    """A held-out prompt, with an answer of each model: the two whose scores differ as the means do, in that direction and as
+    nearly by as much as can be."""
+
+    prompt_id: str = Field(description="the prompt's id")
+    prompt: Messages = Field(description="the conversation")
+    base: str = Field(description="the base model's answer")
+    trained: str = Field(description="the trained model's answer")
     score_base: float | None = Field(description="the judge's score; null where it gave none")
     score_trained: float | None = Field(description="the judge's score; null where it gave none")
+    moved: Literal["improved", "harmed", "same"] | None = Field(
+        description="what became of the mean score of all answers to the prompt; null where a side has no score"
+    )
+    change: float | None = Field(description="mean score of the trained model's answers less that of the base's; null as above")
 
 
 class Examples(Part):
-    """Evenly spaced in the files, never picked by result."""
-
-    pairs: list[PairExample] = Field(description="from train.parquet")
-    evaluate: list[EvaluateExample] = Field(description="both models on the same held-out prompts")
+    pairs: list[PairExample] = Field(description="from train.parquet: evenly spaced, not picked by result")
+    evaluate: list[EvaluateExample] = Field(
+        description="base and trained model on the same held-out prompts: the most improved first, then the most harmed, then, "
+        "where these are few, others, evenly spaced"
+    )
 
 
 class Report(Part):
@@ -146,9 +159,12 @@ class Report(Part):
     lengths: Lengths | None = Field(description="how long chosen and rejected answers are, over train and test pairs")
     scores: Scores | None = Field(description="what the judge made of the answers")
     audit: Audit | None = Field(description="how far the judge can be trusted; null before rank")
-    gates: list[Gate] = Field(description="what the recipe wants to hold before anything is published or trained on")
+    gates: list[Gate] = Field(
+        description="what the recipe wants to hold before anything is published or trained on, and of training"
+    )
+    hints: list[str] = Field(description="where data and settings of the training disagree, in sentences; empty without one")
     train: Train | None = Field(description="how training went")
-    evaluate: Evaluate | None = Field(description="base and trained model on the held-out prompts")
+    evaluate: Evaluation | None = Field(description="base and trained model on the held-out prompts")
     examples: Examples = Field(description="a few pairs, and a few answers before and after")
     timings: dict[str, float] = Field(description="seconds of each complete stage, of the attempt that completed it")
     versions: dict[str, str] = Field(description="package versions; where stages ran with different ones, all of them")

@@ -1,0 +1,88 @@
+"""Is the model better, how sure is that, and what got worse: in words."""
+
+from collections.abc import Iterator, Sequence
+from math import floor
+
+from dpo_data.evaluation.schema import Estimate, Evaluation, Gain
+from dpo_data.numbers import number, percent
+
+FEWEST = 6
+"""Prompts below which nothing is shown: five that all go one way do so by chance more than once in twenty (2 · 2⁻⁵, the sign
+test), and resampling, which knows those five alone, would be sure of it."""
+
+DRIFT = 0.1
+"""From which share of longer or shorter answers on length is worth a word."""
+
+
+def verdict(gain: Gain | None) -> str:
+    """One sentence on the trained model against the base, with its 95 % interval."""
+    if gain is None:
+        return "not shown to be better: no two answers were compared"
+    won = f"{percent(gain.value + 0.5)} of comparisons won"
+    if gain.low is None or gain.high is None or gain.prompts < FEWEST:
+        few = "1 prompt is" if gain.prompts == 1 else f"{gain.prompts} prompts are"
+        return f"not shown to be better: {won}, and {few} too few to tell"
+    said = f"{won}, 95 % interval {_between(100 * (gain.low + 0.5), 100 * (gain.high + 0.5))} %"
+    if gain.low > 0:
+        return f"better: {said}"
+    return f"worse: {said}" if gain.high < 0 else f"not shown to be better: {said}"
+
+
+def worse(found: Evaluation, alarms: Sequence[str]) -> list[str]:
+    """What got worse, a sentence each, the gravest first; what may be chance says so. `alarms`: what training noticed."""
+    return [*_of_answers(found), *_of_comparisons(found), *_of_text(found), *(f"while it trained: {alarm}" for alarm in alarms)]
+
+
+def _of_answers(found: Evaluation) -> Iterator[str]:
+    """What the answers themselves lost."""
+    base, trained, changes = found.base, found.trained, found.changes
+    falls = [
+        (f"answers that are {name}", changes.shares[name], base.shares[name], trained.shares[name]) for name in changes.shares
+    ]
+    if changes.parsed and base.parsed is not None and trained.parsed is not None:
+        falls.append(("answers of the form asked for", changes.parsed, base.parsed, trained.parsed))
+    for name, change, before, after in falls:
+        if change.value < 0:
+            yield f"fewer {name}: {percent(before)} → {percent(after)}{_chance(change)}"
+    if changes.cut_off and changes.cut_off.value > 0:
+        yield f"more answers cut off: {percent(base.cut_off)} → {percent(trained.cut_off)}{_chance(changes.cut_off)}"
+    score = changes.mean_score
+    if score and score.value < 0:
+        yield f"a lower mean score: {number(base.mean_score)} → {number(trained.mean_score)}{_chance(score)}"
+    length = found.length
+    if length and length.low and length.high and abs(length.value - 1) >= DRIFT and not length.low <= 1 <= length.high:
+        drift = f"{percent(abs(length.value - 1))} {'more' if length.value > 1 else 'fewer'}"
+        yield f"length drifts: {base.words:.1f} → {trained.words:.1f} words an answer, {drift}; wanted or not"
+
+
+def _of_comparisons(found: Evaluation) -> Iterator[str]:
+    """What the comparisons with the other models hide, or show."""
+    controlled, last = found.trained.win_rate_length_controlled, found.gain.over_last
+    if controlled is not None and controlled < 0.5 < found.trained.win_rate:
+        yield f"what it wins may be length: between answers of one length it would win {percent(controlled)} of comparisons"
+    if last and last.value < 0:
+        yield f"the model of the last round wins more: {percent(0.5 - last.value)} of comparisons{_chance(last)}"
+    if found.moved.harmed:
+        yield f"{found.moved.harmed:,} prompts are answered worse than before, and {found.moved.improved:,} better"
+    accuracy = found.held_out.accuracy if found.held_out else None
+    if accuracy is not None and accuracy < 0.5:
+        yield f"of the test pairs it tells only {percent(accuracy)} right"
+
+
+def _of_text(found: Evaluation) -> Iterator[str]:
+    """What was forgotten."""
+    text = found.perplexity
+    if text and text.rise.value > 0:
+        rise = f"perplexity of {text.path}: {number(text.base)} → {number(text.trained)}, {percent(text.rise.value)} more"
+        yield f"{rise}{_chance(text.rise)}"
+
+
+def _chance(change: Estimate) -> str:
+    """What is said behind a change that its interval does not tell from none."""
+    sure = change.low is not None and change.high is not None and not change.low <= 0 <= change.high
+    return "" if sure else ", which may be chance"
+
+
+def _between(low: float, high: float) -> str:
+    """An interval in whole per cent, rounded outwards, so that it never looks narrower than it is."""
+    return f"{floor(low + 1e-9)}–{-floor(-high + 1e-9)}"
