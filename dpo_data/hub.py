@@ -1,4 +1,4 @@
-"""A dataset repository on the Hugging Face Hub, written to: one commit a push, and a tag on it.
+"""A repository on the Hugging Face Hub, of a dataset or a model, written to: one commit a push, and a tag on it.
 
 The client's own retries cover uploads alone, so one 503 in answer to a commit would end a run. Here every other request is
 tried again with growing pauses; what fails for good is a PublishError with its remedy. The token is never ours to hold: the
@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from dpo_data.errors import PublishError
 from dpo_data.provenance import file_hash
@@ -33,20 +33,31 @@ REFUSALS = {
     401: ("The Hub does not know this token", "Log in anew with `hf auth login`, or mend HF_TOKEN."),
     403: (
         "This token may not {what}",
-        "Use a token that may write there, or another publish.repo_id; `hf auth whoami` tells the token's namespaces.",
+        "Use a token that may write there, or another {key}; `hf auth whoami` tells the token's namespaces.",
     ),
     404: (
         "The Hub has no such place to {what}, or does not show it to this token",
-        "Mend publish.repo_id; `hf auth whoami` tells the token's namespaces.",
+        "Mend {key}; `hf auth whoami` tells the token's namespaces.",
     ),
 }
 """What an answer's status means, and the remedy."""
 
 MARK = "dpo-data"
-"""The tag in a dataset card's front matter by which a repository is known as ours."""
+"""The tag in a card's front matter by which a repository is known as ours."""
+
+Kind = Literal["dataset", "model"]
+KEYS: dict[Kind, str] = {"dataset": "publish.repo_id", "model": "publish.model_repo_id"}
+"""The recipe's key that names a repository, by its kind."""
 
 Answer = TypeVar("Answer")
 log = logging.getLogger(__name__)
+
+
+def page(kind: Kind, repo_id: str) -> str:
+    """A repository's address. A model's has no word before its name."""
+    from huggingface_hub import constants
+
+    return f"{constants.ENDPOINT}/{'datasets/' if kind == 'dataset' else ''}{repo_id}"
 
 
 def require_token() -> None:
@@ -58,17 +69,18 @@ def require_token() -> None:
 
 
 @dataclass(frozen=True, slots=True)
-class DatasetRepo:
+class Repo:
     """A repository that is there and may be seen. `revision` is the branch that pushes go to. `open_repo` makes one."""
 
     api: Any
+    kind: Kind
     repo_id: str
     revision: str
     private: bool
 
     @property
     def url(self) -> str:
-        return f"{self.api.endpoint}/datasets/{self.repo_id}"
+        return page(self.kind, self.repo_id)
 
     def push(
         self,
@@ -96,7 +108,7 @@ class DatasetRepo:
                 f"{self.repo_id} at {commit} does not hold all that was pushed",
                 "Delete its .gitignore on the Hub, and run again.",
             )
-        where = {"repo_type": "dataset", "revision": commit, "exist_ok": True}
+        where = {"repo_type": self.kind, "revision": commit, "exist_ok": True}
         self._ask("tag", lambda: self.api.create_tag(self.repo_id, tag=tag, **where))
         if self.tagged(tag) != commit:
             raise self._taken(tag)
@@ -104,12 +116,12 @@ class DatasetRepo:
 
     def tagged(self, tag: str) -> str | None:
         """The commit that a tag stands on; None where there is no such tag."""
-        refs = self._ask("list the tags of", lambda: self.api.list_repo_refs(self.repo_id, repo_type="dataset"))
+        refs = self._ask("list the tags of", lambda: self.api.list_repo_refs(self.repo_id, repo_type=self.kind))
         return next((ref.target_commit for ref in refs.tags if ref.name == tag), None)
 
     def holds(self, commit: str, files: Mapping[str, Path]) -> bool:
         """Whether these files stand at that commit, byte for byte."""
-        where = {"repo_type": "dataset", "revision": commit}
+        where = {"repo_type": self.kind, "revision": commit}
         found = self._ask("read", lambda: self.api.get_paths_info(self.repo_id, sorted(files), **where))
         there = {one.path: one for one in found}
         return all(path in there and _is_same(there[path], file) for path, file in files.items())
@@ -118,7 +130,7 @@ class DatasetRepo:
         """Store the content that a commit will name, a few files at a time. The client tries again by itself."""
         from huggingface_hub import CommitOperationAdd
 
-        where = {"repo_type": "dataset", "revision": self.revision, "free_memory": False}
+        where = {"repo_type": self.kind, "revision": self.revision, "free_memory": False}
         stored = 0
         for few in batched(files.items(), 8):
             adds = [CommitOperationAdd(path_in_repo=path, path_or_fileobj=file) for path, file in few]
@@ -131,7 +143,7 @@ class DatasetRepo:
 
         def once() -> str:
             """Looks anew at the branch, which somebody else, or a try whose answer was lost, may have moved."""
-            head = self.api.dataset_info(self.repo_id, revision=self.revision)
+            head = self.api.repo_info(self.repo_id, repo_type=self.kind, revision=self.revision)
             there = [one.rfilename for one in head.siblings]
             made = self.api.create_commit(
                 self.repo_id,
@@ -139,7 +151,7 @@ class DatasetRepo:
                     *(CommitOperationAdd(path_in_repo=path, path_or_fileobj=file) for path, file in files.items()),
                     *(CommitOperationDelete(path_in_repo=path) for path in there if owned(path) and path not in files),
                 ],
-                repo_type="dataset",
+                repo_type=self.kind,
                 revision=self.revision,
                 parent_commit=head.sha,
                 commit_message=message,
@@ -155,10 +167,10 @@ class DatasetRepo:
         )
 
     def _ask(self, what: str, call: Callable[[], Answer], tries: int = TRIES) -> Answer:
-        return patiently(f"{what} {self.repo_id}", call, tries)
+        return patiently(f"{what} {self.repo_id}", call, KEYS[self.kind], tries)
 
 
-def open_repo(repo_id: str, revision: str, private: bool) -> DatasetRepo:
+def open_repo(kind: Kind, repo_id: str, revision: str, private: bool) -> Repo:
     """The repository with its branch, made where they are not there. One that is private stays so.
 
     Raises PublishError where it is public and `private` is asked for, or where its card is not one of ours.
@@ -167,33 +179,35 @@ def open_repo(repo_id: str, revision: str, private: bool) -> DatasetRepo:
     from huggingface_hub.utils import disable_progress_bars
 
     disable_progress_bars()  # ours tells how far a push is
-    api = HfApi()
-    of = {"repo_id": repo_id, "repo_type": "dataset"}
-    patiently("ask whose it is", api.whoami)
-    if not patiently(f"look at {repo_id}", lambda: api.repo_exists(**of)):
-        patiently(f"make {repo_id}", lambda: api.create_repo(**of, private=private, exist_ok=True))
-    found = patiently(f"look at {repo_id}", lambda: api.repo_info(**of))
+    api, key = HfApi(), KEYS[kind]
+    of = {"repo_id": repo_id, "repo_type": kind}
+    look = f"look at {repo_id}"
+    patiently("ask whose it is", api.whoami, key)
+    if not patiently(look, lambda: api.repo_exists(**of), key):
+        patiently(f"make {repo_id}", lambda: api.create_repo(**of, private=private, exist_ok=True), key)
+    found = patiently(look, lambda: api.repo_info(**of), key)
     if private and not found.private:
         raise PublishError(
             f"{repo_id} is public, and publish.private is true",
-            "Make it private in its settings on the Hub, name another publish.repo_id, or set publish.private = false.",
+            f"Make it private in its settings on the Hub, name another {key}, or set publish.private = false.",
         )
     if found.private and not private:
         log.warning("%s is private and stays so; change that in its settings on the Hub", repo_id)
-    if not patiently(f"look at {repo_id}", lambda: api.revision_exists(**of, revision=revision)):
-        patiently(f"make a branch in {repo_id}", lambda: api.create_branch(**of, branch=revision, exist_ok=True))
-    head = patiently(f"look at {repo_id}", lambda: api.repo_info(**of, revision=revision))
+    if not patiently(look, lambda: api.revision_exists(**of, revision=revision), key):
+        patiently(f"make a branch in {repo_id}", lambda: api.create_branch(**of, branch=revision, exist_ok=True), key)
+    head = patiently(look, lambda: api.repo_info(**of, revision=revision), key)
     tags = getattr(head.card_data, "tags", None) or []
     if MARK not in tags and any(one.rfilename == "README.md" for one in head.siblings):
         raise PublishError(
-            f"{repo_id} holds a dataset card that dpo-data did not write",
-            "Name another publish.repo_id; or delete that README.md on the Hub, if this dataset may take its place.",
+            f"{repo_id} holds a {kind} card that dpo-data did not write",
+            f"Name another {key}; or delete that README.md on the Hub, if this {kind} may take its place.",
         )
-    return DatasetRepo(api, repo_id, revision, bool(found.private))
+    return Repo(api, kind, repo_id, revision, bool(found.private))
 
 
-def patiently(what: str, call: Callable[[], Answer], tries: int = TRIES) -> Answer:
-    """The Hub's answer, asked for again while it fails for a moment. Raises PublishError when it fails for good."""
+def patiently(what: str, call: Callable[[], Answer], key: str, tries: int = TRIES) -> Answer:
+    """The Hub's answer, asked for again while it fails for a moment. Raises PublishError when it fails for good; `key` is the
+    recipe's that names the repository."""
     from huggingface_hub.errors import HFValidationError, HTTPError, OfflineModeIsEnabled
 
     for tried in range(1, tries + 1):
@@ -206,24 +220,24 @@ def patiently(what: str, call: Callable[[], Answer], tries: int = TRIES) -> Answ
             response = getattr(error, "response", None)
             status = response.status_code if response is not None else None
             if tried == tries or (status is not None and status not in PASSING):
-                raise _refused(what, error, status) from None
+                raise _refused(what, error, status, key) from None
             pause = _pause(tried, response.headers.get("Retry-After") if response is not None else None)
             log.warning("The Hub does not %s (%s); trying again in %.1f s", what, status or type(error).__name__, pause)
             time.sleep(pause)
         except OfflineModeIsEnabled:
             raise PublishError("HF_HUB_OFFLINE is set, so the Hub is not asked", "Unset it to publish.") from None
         except HFValidationError as error:
-            raise PublishError(f"The Hub takes no such name: {error}", "Mend publish.repo_id.") from None
+            raise PublishError(f"The Hub takes no such name: {error}", f"Mend {key}.") from None
     raise AssertionError("at least one try is made")
 
 
-def _refused(what: str, error: Any, status: int | None) -> PublishError:
+def _refused(what: str, error: Any, status: int | None, key: str) -> PublishError:
     """The last error in plain words. Of a failed connection only its kind: its text may quote headers, the token among them."""
     from huggingface_hub import constants, get_token
 
     if status in REFUSALS:
         meaning, remedy = REFUSALS[status]
-        return PublishError(meaning.format(what=what), remedy)
+        return PublishError(meaning.format(what=what), remedy.format(key=key))
     if status is None:
         return PublishError(
             f"The Hub at {constants.ENDPOINT} cannot be reached ({type(error).__name__})",

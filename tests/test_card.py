@@ -17,7 +17,9 @@ from markdown_it import MarkdownIt
 
 from dpo_data import pipeline
 from dpo_data.audit import audit
-from dpo_data.card import card, code, fenced, nameless, size_category, withheld
+from dpo_data.card.dataset import dataset_card, size_category
+from dpo_data.card.markdown import code, fenced
+from dpo_data.card.withheld import nameless, withheld
 from dpo_data.config import Recipe, dump
 from dpo_data.dataset import gather
 from dpo_data.judges.people import Said, entry
@@ -40,7 +42,7 @@ def carded(tmp_path: Path, recipe: Make) -> Carded:
         for stage in ("sample", "rank", "pair"):
             pipeline.run_stage(stage, made, run, lambda *_: None)
         (tmp_path / "out").mkdir()
-        return card(made, run, gather(run, tmp_path / "out", judgments=True), "v1"), run, made
+        return dataset_card(made, run, gather(run, tmp_path / "out", judgments=True), "v1"), run, made
 
     return make
 
@@ -118,7 +120,7 @@ def test_it_says_what_was_decontaminated(carded: Carded, tmp_path: Path, prompts
 def test_it_is_the_same_card_each_time(carded: Carded, tmp_path: Path) -> None:
     text, run, made = carded()
     (tmp_path / "again").mkdir()
-    assert card(made, run, gather(run, tmp_path / "again", judgments=True), "v1") == text
+    assert dataset_card(made, run, gather(run, tmp_path / "again", judgments=True), "v1") == text
 
 
 def test_no_text_breaks_out_of_its_place(carded: Carded, tmp_path: Path) -> None:
@@ -200,7 +202,7 @@ def test_it_says_how_annotators_agree_and_names_none(carded: Carded, tmp_path: P
         stage.write(path.name, rows, Ranking)
     stage.finish(**{name: ranked[name] for name in ("prompts", "abstained", "judge", "calls")})
     (tmp_path / "again").mkdir()
-    text = card(made, run, gather(run, tmp_path / "again", judgments=False), "v1")
+    text = dataset_card(made, run, gather(run, tmp_path / "again", judgments=False), "v1")
     known = sections(text)["What to know before training"]
     found = audit(made, run)
     assert found and found.annotation and found.annotation.agreement and found.annotation.agreement.alpha

@@ -19,9 +19,9 @@ from hub.clients import in_client
 
 from dpo_data import dataset, pipeline, publish, rundir
 from dpo_data.config import Recipe, dump
-from dpo_data.dataset import gather
+from dpo_data.dataset import gather, is_ours
 from dpo_data.errors import PublishError, RecipeError
-from dpo_data.publish import is_ours, tag_of
+from dpo_data.publish import tag_of
 from dpo_data.rows import Ranking, Sample
 from dpo_data.rundir import RunDir
 
@@ -121,7 +121,7 @@ def ranked_by_hand(run: RunDir) -> list[dict[str, Any]]:
         scores = dict(zip(of.completion_ids, of.scores, strict=True)) if of else {}
         answers = []
         for one in row.completions:
-            answer = {name: value for name, value in asdict(one).items() if name not in ("tool_calls", "score")}
+            answer = {name: value for name, value in asdict(one).items() if name not in ("tool_calls", "score", "token_ids")}
             answers.append(answer | {"given_score": one.score, "score": scores.get(one.completion_id)})
         known = {"prompt_id": row.prompt_id, "prompt": row.prompt, "source": row.source, "completions": answers}
         made.append(known | {"judge": of and of.judge, "abstained": of and of.abstained, "error": row.error})

@@ -13,6 +13,9 @@ from hub.store import HubError, Repo, card_data
 if TYPE_CHECKING:
     from hub.app import Hub
 
+MODEL_FACTS = ("library_name", "pipeline_tag")
+"""What a model's card says of it, and the Hub tells by itself too."""
+
 PAGE_SIZE = 1000
 """Files of a tree that one answer lists."""
 
@@ -26,8 +29,17 @@ async def info(hub: "Hub", request: Request) -> Response:
     body |= {"createdAt": repo.meta["created"], "lastModified": repo.record(sha)["date"]}
     body["siblings"] = [{"rfilename": path} | (files[path].info() if blobs else {}) for path in sorted(files)]
     if "README.md" in files:
-        body["cardData"] = card_data(repo.blob(files["README.md"].oid).read_text("utf-8"))
+        card = card_data(repo.blob(files["README.md"].oid).read_text("utf-8"))
+        body |= {"cardData": card, "tags": _tags(card)} | {name: card[name] for name in MODEL_FACTS if name in card}
     return JSONResponse(body)
+
+
+def _tags(card: dict[str, Any]) -> list[str]:
+    """A card's tags, and those that the Hub makes of its other words."""
+    made = {"license": "license", "datasets": "dataset", "base_model": "base_model"}
+    words = {name: card.get(name, []) for name in made}
+    listed = {name: [told] if isinstance(told, str) else told for name, told in words.items()}
+    return [*card.get("tags", []), *(f"{made[name]}:{word}" for name, told in listed.items() for word in told)]
 
 
 async def refs(hub: "Hub", request: Request) -> Response:
