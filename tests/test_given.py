@@ -2,13 +2,16 @@
 
 import json
 import math
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import pytest
+from desk import no_engines
 
 from dpo_data import pipeline
 from dpo_data.config import Recipe, load, parse
+from dpo_data.engines.given import Given
 from dpo_data.errors import InputError, RecipeError, TooManyFailures
 from dpo_data.judges.given import GivenJudge
 from dpo_data.plan import count, plan
@@ -212,6 +215,7 @@ def test_lost_shards_alone_are_made_again(tmp_path: Path) -> None:
 
 
 ECHO = {"engine": {"type": "echo"}}
+TRAINED = {"train": {"model": "m"}, "prompts": {"path": "p", "holdout": 0.1}}
 
 
 @pytest.mark.parametrize(
@@ -224,9 +228,10 @@ ECHO = {"engine": {"type": "echo"}}
             "'rank.judge.engine.type' in the recipe is 'given'. Use one",
         ),
         ({"train": {}}, "does not say which model to train. Set train.model"),
+        (TRAINED, "cannot score what the models answer.*holdout = 0"),
         (
-            {"train": {"model": "m"}, "prompts": {"path": "p", "holdout": 0.1}},
-            "cannot score what the models answer.*holdout = 0",
+            {**TRAINED, "rank": {"judge": {"type": "cascade", "first": GIVEN, "then": RULE, "route": "extremes"}}},
+            "cannot score what the models answer.*at rank.judge.first",
         ),
         ({"sample": {"engine": {**GIVEN, "path": "p"}}}, "Unknown key 'sample.engine.path'"),
     ],
@@ -237,6 +242,16 @@ def test_tables_that_do_not_fit_are_refused(tables: dict[str, Any], told: str) -
     with pytest.raises(RecipeError, match=told) as error:
         parse({**whole, **tables})
     assert "\n" not in str(error.value)
+
+
+def test_where_given_scores_end_another_judge_goes_on() -> None:
+    """What came without a score, as a trained model's answers do, is judged by the second of a cascade."""
+    judge = {"type": "cascade", "first": GIVEN, "then": RULE}
+    recipe = parse({"name": "t", "sample": {"engine": GIVEN}, "rank": {"judge": judge}, **TRAINED})
+    answers = [Completion(text, 0, text, None, None, None, "m") for text in ("short", "a longer one")]
+    with closing(recipe.rank.judge.build(Given(), 0, no_engines)) as cascade:
+        (ranking,) = cascade.rank([Sample("p", [{"role": "user", "content": "?"}], "s", answers, None)])
+    assert ranking.scores == [-1, -3]
 
 
 def test_a_file_that_is_not_there_is_one_line(tmp_path: Path) -> None:
