@@ -1,4 +1,4 @@
-"""The flow `sample-and-train`: one Prefect task a stage, then the report. Also a script, with a RECIPE as its argument.
+"""The flow `sample-and-train`: a Prefect task a stage and round, then the report. Also a script, with a RECIPE as its argument.
 
 Prefect schedules, shows and retries; the truth about a run stays in its directory. So nothing of Prefect's own is kept between
 attempts, and a retry, or a new flow run on the same directory, goes on from the shards that are on disk.
@@ -40,7 +40,9 @@ from dpo_data import errors, pipeline
 from dpo_data.child import Child, Parent
 from dpo_data.config import Recipe, load
 from dpo_data.progress import bars
-from dpo_data.report import LABELS, last_words, report
+from dpo_data.report import LABELS, last_words
+from dpo_data.report.rounds import rounds_words
+from dpo_data.rounds import rounds
 from dpo_data.rundir import RunDir
 from dpo_data.seams import Progress
 
@@ -72,23 +74,27 @@ log = logging.getLogger("dpo_data.flow")
 
 @flow(name="sample-and-train", persist_result=False)
 def sample_and_train(recipe: Recipe | str, run: str = "runs/{name}") -> str:
-    """Sample, rank, pair and, where the recipe asks for it, publish, train and evaluate. Returns the last words of the report.
+    """Sample, rank, pair and, where the recipe asks for it, train, evaluate and publish, round after round. Returns the last
+    words of the report.
 
     Args:
         recipe: The recipe itself, or the path of its TOML file.
         run: The run directory. {name} is the recipe's name, {date} this flow run's scheduled time in UTC.
     """
-    made = load(recipe) if isinstance(recipe, str) else recipe
-    folder = RunDir(resolve(run, made))
-    pipeline.ready(made, folder)
-    for name in pipeline.stages_of(made):
-        stage.with_options(name=name, retry_delay_seconds=RETRY_DELAY)(name, made, folder)
-    with _logs_in_ui():
-        found = report(made, folder)
-        words = last_words(found, folder)
-        log.info(words)
-    _show(found, words, folder)
-    return words
+    whole = load(recipe) if isinstance(recipe, str) else recipe
+    top = RunDir(resolve(run, whole))
+    words = ""
+    for made, folder in rounds(whole, top):
+        pipeline.ready(made, folder)
+        for name in pipeline.stages_of(made):
+            title = name if folder is top else f"{folder.path.name} {name}"
+            stage.with_options(name=title, retry_delay_seconds=RETRY_DELAY)(name, made, folder)
+        with _logs_in_ui():
+            found = pipeline.conclude(whole, top, made, folder)
+            words = last_words(found, folder)
+            log.info(words)
+        _show(found, words, folder)
+    return rounds_words(top) if top.rounds else words
 
 
 def _mendable(task: Task[..., Any], task_run: TaskRun, state: State[Any]) -> bool:
