@@ -63,6 +63,7 @@ bench: setup .venv/peers
 	$(BIN)/python benchmarks/pair.py
 	$(BIN)/python benchmarks/reward_model.py
 	$(BIN)/python benchmarks/annotate.py 1000
+	$(BIN)/python benchmarks/train.py
 
 clean:
 	rm -rf .venv dist build

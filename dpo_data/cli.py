@@ -20,7 +20,7 @@ STAGE_HELP = {
     "pair": "turn rankings into chosen/rejected pairs",
     "train": "train DPO on the pairs",
     "evaluate": "compare base and trained model on the held-out prompts",
-    "publish": "push the pairs and their card to the Hugging Face Hub",
+    "publish": "push the pairs, the trained model or both to the Hugging Face Hub",
 }
 
 
@@ -79,6 +79,10 @@ def parser() -> argparse.ArgumentParser:
         ("report", _report, "write a run's report.json and report.html anew"),
     ):
         add(name, work, help, recipe=False).add_argument("run", metavar="RUN", help="a run directory")
+    compare = add("compare", _compare, "put two runs side by side: what was asked otherwise, and what came of it", recipe=False)
+    compare.add_argument("one", metavar="RUN_A", help="a run directory")
+    compare.add_argument("other", metavar="RUN_B", help="another")
+    compare.add_argument("--out", metavar="FILE", default="compare.html", help="the page to write (default: compare.html)")
     export = add("export", _export, "write a run's pairs in another program's format", recipe=False)
     export.add_argument("run", metavar="RUN", help="a run directory")
     formats = "trl, llamafactory, axolotl, openrlhf, nemo_rl, hh, kto; with all answers of each prompt: ultrafeedback, text"
@@ -110,11 +114,12 @@ def _run(given: argparse.Namespace) -> None:
     from dpo_data import pipeline
     from dpo_data.progress import bars
     from dpo_data.report import last_words
+    from dpo_data.report.rounds import rounds_words
 
     recipe, run = _load(given)
     with bars() as progress:
         report = pipeline.run(recipe, run, progress)
-    print(last_words(report, run))
+    print(rounds_words(run) if run.rounds else last_words(report, run))
 
 
 def _stage(name: str) -> Callable[[argparse.Namespace], None]:
@@ -122,20 +127,20 @@ def _stage(name: str) -> Callable[[argparse.Namespace], None]:
         from dpo_data import pipeline
         from dpo_data.progress import bars
 
-        recipe, run = _load(given)
+        recipe, run = pipeline.current(*_load(given))
         with bars() as progress:
             manifest = pipeline.run_stage(name, recipe, run, progress)
-        where = f" and at {manifest['url']}" if "url" in manifest else ""
+        where = "".join(f" and at {url}" for url in manifest.get("urls", ()))
         print(f"{name}: complete in {run.stage(name).path}{where}, {manifest['seconds']:.1f} s")
 
     return work
 
 
 def _plan(given: argparse.Namespace) -> None:
+    from dpo_data.pipeline import current
     from dpo_data.plan import plan
 
-    recipe, run = _load(given)
-    print(plan(recipe, run))
+    print(plan(*current(*_load(given))))
 
 
 def _demo(given: argparse.Namespace) -> None:
@@ -166,12 +171,30 @@ def _status(given: argparse.Namespace) -> None:
 def _report(given: argparse.Namespace) -> None:
     from dpo_data.config import load
     from dpo_data.report import last_words, report
+    from dpo_data.report.rounds import report_rounds, rounds_words
     from dpo_data.rundir import RunDir
 
     run = RunDir(given.run)
     if not (run.path / "recipe.toml").is_file():
         raise InputError(f"No run with a finished stage at {run.path}", "Name a run directory, as runs/demo.")
-    print(last_words(report(load(run.path / "recipe.toml"), run), run))
+    recipe = load(run.path / "recipe.toml")
+    for one in run.rounds:
+        report(load(one.path / "recipe.toml"), one)
+    if run.rounds:
+        report_rounds(recipe, run)
+    print(rounds_words(run) if run.rounds else last_words(report(recipe, run), run))
+
+
+def _compare(given: argparse.Namespace) -> None:
+    from pathlib import Path
+
+    from dpo_data.compare import compare, html, table
+    from dpo_data.files import write_atomically
+    from dpo_data.rundir import RunDir
+
+    found, out = compare(RunDir(given.one), RunDir(given.other)), Path(given.out)
+    write_atomically(out, html(found).encode())
+    print(f"{table(found)}\n\nplots and answers are in {out}")
 
 
 def _export(given: argparse.Namespace) -> None:

@@ -5,14 +5,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from dpo_data import evaluate, filters, gates, ledger, pair, publish, rank, rundir, sample, train
+from dpo_data import evaluate, filters, gates, ledger, lineage, pair, publish, rank, rounds, rundir, sample, train
 from dpo_data.audit.people import read_labels
 from dpo_data.config import Gates, Recipe, dump
 from dpo_data.errors import DpoDataError
-from dpo_data.hub import require_token
+from dpo_data.evaluation.perplexity import texts
 from dpo_data.judges.argilla import Argilla
 from dpo_data.judges.members import leaves
 from dpo_data.report import report
+from dpo_data.report.rounds import report_rounds
 from dpo_data.rundir import RunDir
 from dpo_data.seams import Progress
 
@@ -29,9 +30,6 @@ STAGES: dict[str, Any] = {
 """A stage is a module with three functions. The one of its own name, called with (recipe, run, progress), reads the folders of
 the stages before, fills its own and returns its manifest; `settings(recipe)` and `inputs(recipe, run)` say what decides it."""
 
-GATED = ("publish", "train")
-"""The stages that do not begin before the recipe's gates hold."""
-
 
 def stages_of(recipe: Recipe) -> list[str]:
     """The stages that a recipe asks for: publish and train by their tables, evaluate where prompts are held out too."""
@@ -42,18 +40,43 @@ def stages_of(recipe: Recipe) -> list[str]:
 
 
 def run(recipe: Recipe, run: RunDir, progress: Progress = lambda stage, done, total: None) -> dict[str, Any]:
-    """Every stage of a recipe, then the report. What is finished is not done again. Returns the report."""
-    ready(recipe, run)
-    for name in stages_of(recipe):
-        run_stage(name, recipe, run, progress)
-    return report(recipe, run)
+    """Every stage of a recipe, round after round where it asks for rounds, and each time the report. What is finished is not
+    done again. Returns the last report."""
+    told: dict[str, Any] = {}
+    for made, folder in rounds.rounds(recipe, run):
+        ready(made, folder)
+        for name in stages_of(made):
+            run_stage(name, made, folder, progress if folder is run else _in_round(folder, progress))
+        told = conclude(recipe, run, made, folder)
+    return told
+
+
+def conclude(recipe: Recipe, run: RunDir, made: Recipe, folder: RunDir) -> dict[str, Any]:
+    """Write the report of one round, and that of the whole run where it is one of several. Returns the round's."""
+    told = report(made, folder)
+    if folder is not run:
+        report_rounds(recipe, run)
+    return told
+
+
+def current(recipe: Recipe, run: RunDir) -> tuple[Recipe, RunDir]:
+    """The recipe and the run directory of the round that is under way: the first that is not complete, or else the last."""
+    made, folder = recipe, run
+    for made, folder in rounds.rounds(recipe, run):
+        if not all(folder.stage(name).manifest for name in stages_of(made)):
+            break
+    return made, folder
+
+
+def _in_round(folder: RunDir, progress: Progress) -> Progress:
+    return lambda stage, done, total: progress(f"{folder.path.name} {stage}", done, total)
 
 
 def ready(recipe: Recipe, run: RunDir) -> None:
-    """Raises what would stop a run after hours: PublishError where it would publish, and nobody is logged in; ArgillaError
+    """Raises what would stop a run after hours: PublishError where it would publish, and could not; ArgillaError
     where people are to judge, and no Argilla can be asked."""
     if recipe.publish and not run.stage("publish").manifest:
-        require_token()
+        publish.ready(recipe)
     if not all(run.stage(name).manifest for name in ("rank", "evaluate") if name in stages_of(recipe)):
         for _, judge in leaves(recipe.rank.judge, "rank.judge"):
             if isinstance(judge, Argilla):
@@ -66,15 +89,18 @@ def run_stage(name: str, recipe: Recipe, run: RunDir, progress: Progress) -> dic
     if name not in stages_of(recipe):
         lacks = "[train] and prompts.holdout" if name == "evaluate" else f"[{name}]"
         raise DpoDataError(f"The recipe asks for no stage {name!r}", f"Give it {lacks}.")
+    if recipe.rounds.chained and recipe.lineage is None:
+        raise DpoDataError("The recipe has [rounds], and this is none of them", "Use `dpo-data run` or sample-and-train.")
     with logged(run):
         log.info("%s: begins in %s, with %d shards finished already", name, run.path, len(run.stage(name).shards()))
         _meet(recipe, name)
-        if not (run.path / "recipe.toml").exists():
+        if recipe.lineage:
+            lineage.keep(recipe, run)
+        elif not (run.path / "recipe.toml").exists():
             run.write("recipe.toml", dump(recipe))
         before = run.stage(name).manifest
-        if name in GATED and not before and recipe.gates != Gates():
-            run.stage("pair").require()
-            gates.require((gates.Gate(**gate) for gate in report(recipe, run)["gates"]), str(run.path))
+        if not before:
+            _let_through(recipe, run, name)
         manifest: dict[str, Any] = getattr(STAGES[name], name)(recipe, run, progress)
         if manifest != before:
             run.write("recipe.toml", dump(recipe))
@@ -82,13 +108,25 @@ def run_stage(name: str, recipe: Recipe, run: RunDir, progress: Progress) -> dic
     return manifest
 
 
+def _let_through(recipe: Recipe, run: RunDir, name: str) -> None:
+    """Raises GateClosed where a gate that the stage needs does not hold, and NotReady where a stage that tells is not complete:
+    a recipe that evaluates publishes nothing before."""
+    if name == "publish" and "evaluate" in stages_of(recipe):
+        run.stage("evaluate").require()
+    if name in gates.BEFORE and recipe.gates != Gates():
+        run.stage("pair").require()
+        gates.require((gates.Gate(**gate) for gate in report(recipe, run)["gates"]), str(run.path), name)
+
+
 def _meet(recipe: Recipe, name: str) -> None:
-    """Raises what a rule, template, filter or label that is bad would raise, before an engine starts for hours."""
+    """Raises what a rule, template, filter, label or text that is bad would raise, before an engine starts for hours."""
     if name in ("sample", "rank", "evaluate"):
         recipe.rank.judge.inputs()
     filters.inputs(recipe.pair.filters)
     if recipe.audit.labels:
         read_labels(recipe.audit.labels)
+    if recipe.evaluate.perplexity and "evaluate" in stages_of(recipe):
+        next(texts(recipe.evaluate.perplexity))
 
 
 def fork(old: RunDir, new: RunDir, recipe: Recipe) -> list[str]:
@@ -109,7 +147,7 @@ def logged(run: RunDir) -> Iterator[None]:
     """Keep what dpo_data and its children log while the block runs, in logs/run.log."""
     handler = logging.FileHandler(run.logs / "run.log", encoding="utf-8")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
-    loggers = [logging.getLogger(name) for name in ("dpo_data", "vllm", "reward_model", "train")]
+    loggers = [logging.getLogger(name) for name in ("dpo_data", "vllm", "reward_model", "train", "perplexity")]
     for logger in loggers:
         logger.addHandler(handler)
         logger.setLevel(logging.INFO)

@@ -10,20 +10,21 @@ from dpo_data.config import Recipe
 from dpo_data.engines.given import Given
 from dpo_data.estimate import People, Tokens, Use
 from dpo_data.formats.prompts import read_given
+from dpo_data.hints import hints, pair_stats
 from dpo_data.pipeline import stages_of
 from dpo_data.report import duration
-from dpo_data.rows import Completion, Prompt, Sample, content_id, in_share
+from dpo_data.rows import Completion, Prompt, Sample, answered, content_id, in_share
 from dpo_data.rundir import RunDir
 
 
 def plan(recipe: Recipe, run: RunDir) -> str:
-    """Prompts, completions, judge calls, tokens, money and time, and the stages to do, as text."""
+    """Prompts, completions, judge calls, tokens, money and time, the stages to do, and hints about training, as text."""
     counts = count(recipe, run)
     done = [name for name in stages_of(recipe) if run.stage(name).manifest]
     todo = [name for name in stages_of(recipe) if name not in done]
     given = isinstance(recipe.sample.engine, Given)
     how = "(as given)" if given else f"(n = {recipe.sample.n})"
-    lost = {name: counts[name] for name in ("near_duplicates", "contaminated") if counts[name]}
+    lost = {name: counts[name] for name in ("near_duplicates", "contaminated", "other_rounds") if counts.get(name)}
     more = "".join(f", {lost_to:,} {name.replace('_', '-')}" for name, lost_to in lost.items())
     unused = f"{counts['held_out']:,} more held out, {counts['duplicates']:,} repeated{more}"
     lines = [
@@ -40,6 +41,7 @@ def plan(recipe: Recipe, run: RunDir) -> str:
         f"  shards       {counts['shards']:>12,} of {recipe.sample.shard_size} prompts",
         f"  finished     {', '.join(done) or 'nothing yet'}",
         f"  to do        {', '.join(todo) or 'nothing'}",
+        *(f"  hint         {hint}" for hint in hints(recipe, pair_stats(recipe, run))),
     ]
     return "\n".join(lines)
 
@@ -50,7 +52,8 @@ def count(recipe: Recipe, run: RunDir) -> dict[str, Any]:
     admitted = admit(recipe)
     prompts = admitted.counts["prompts"]
     answers = admitted.answers or {recipe.sample.n: prompts}
-    asked = 2 * recipe.evaluate.n
+    sides = 3 if recipe.lineage and recipe.lineage.round > 1 else 2
+    asked = sides * recipe.evaluate.n
     few = list(_few(admitted.sampled(), prompts))
     held_out = list(_few(admitted.held_out(), admitted.counts["held_out"])) if "evaluate" in stages_of(recipe) else []
     both = estimate.imagined(held_out, asked, recipe.sample.max_tokens)
@@ -82,10 +85,7 @@ def _answered(recipe: Recipe, run: RunDir, admitted: Admission, few: list[Prompt
         return [row for row in islice(sampled.rows(Sample), estimate.FEW) if not row.error]
     if not admitted.answers:
         return estimate.imagined(few, recipe.sample.n, recipe.sample.max_tokens)
-    return [
-        Sample(prompt.prompt_id, prompt.prompt, prompt.source, _given(prompt, answers), None, prompt.tools, prompt.reference)
-        for prompt, answers in islice(read_given(recipe.prompts), estimate.FEW)
-    ]
+    return [answered(prompt, _given(prompt, answers)) for prompt, answers in islice(read_given(recipe.prompts), estimate.FEW)]
 
 
 def _given(prompt: Prompt, answers: list[Any]) -> list[Completion]:

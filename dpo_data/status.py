@@ -5,9 +5,11 @@ from dpo_data.rundir import FOLDERS, RunDir
 
 
 def status(run: RunDir) -> str:
-    """A line a stage: complete, begun or not begun, with its shards."""
+    """A line a stage: complete, begun or not begun, with its shards; of a run with rounds, those of each."""
     if not run.path.is_dir():
         raise InputError(f"No run at {run.path}", "Name a run directory, as runs/demo.")
+    if run.rounds:
+        return "\n".join(map(status, run.rounds))
     lines = [f"{run.path}"]
     for name in FOLDERS:
         stage = run.stage(name)

@@ -41,6 +41,7 @@ CALLS = st.lists(
 TOOLS = st.lists(
     st.fixed_dictionaries({"type": st.just("function"), "function": st.dictionaries(TEXTS, JSONS, max_size=2)}), min_size=1
 )
+KWARGS = st.dictionaries(st.sampled_from(["enable_thinking", "style"]), st.booleans() | TEXTS, min_size=1)
 SCORES = st.floats(-5, 5).map(lambda score: round(score, 3))
 
 
@@ -61,17 +62,19 @@ def prompts(draw: st.DrawFn, calls: bool, system: bool = True, rounds: int = 2) 
 
 
 @st.composite
-def pairs(draw: st.DrawFn, tools: bool = True, system: bool = True) -> PreferencePair:
-    """A pair, in one of three with tools, where there may be any."""
+def pairs(draw: st.DrawFn, tools: bool = True, system: bool = True, kwargs: bool = False) -> PreferencePair:
+    """A pair, in one of three with tools, where there may be any; and perhaps with variables of its chat template."""
     calls = draw(st.sampled_from([False, False, tools]))
     messages, schemas = draw(prompts(calls, system)), draw(TOOLS) if calls else None
     answers = [_turn("assistant", draw(TEXTS), draw(st.none() | CALLS) if calls else None) for _ in range(2)]
-    id = prompt_id(messages, schemas)
+    variables = draw(st.none() | KWARGS) if kwargs else None
+    id = prompt_id(messages, schemas, variables)
     low, high = sorted([draw(SCORES), draw(SCORES)])
     return PreferencePair(
         prompt_id=id, prompt=messages, chosen=answers[:1], rejected=answers[1:], chosen_id="c", rejected_id="r",
         score_chosen=high, score_rejected=low, margin=high - low, n_tokens_chosen=3, n_tokens_rejected=None, judge="j",
         model_chosen="m", model_rejected="n", source="s:1", flags=[], tools=schemas,
+        chat_template_kwargs=variables,
     )  # fmt: skip
 
 

@@ -122,7 +122,7 @@ def test_an_unknown_key_with_no_near_one_lists_those_that_are_known() -> None:
         ("rank.judge", {"type": "pairwise", "engine": {"type": "x"}}, "'rank.judge.engine.type' in my.toml is 'x'"),
         ("rank.judge", {"type": "rule"}, "my.toml lacks 'rank.judge.rule'"),
         ("pair.strategy", "best", "'pair.strategy' in my.toml is 'best': Input should be"),
-        ("train.method", "qlora", "'train.method' in my.toml is 'qlora': Input should be 'lora' or 'full'"),
+        ("train.method", "dora", "'train.method' in my.toml is 'dora': Input should be 'lora', 'qlora' or 'full'"),
         ("evaluate.thresholds", {"good": "high"}, "'evaluate.thresholds.good' in my.toml is 'high'"),
         ("prompts.holdout", 1.0, "'prompts.holdout' in my.toml is 1.0: Input should be less than 1"),
         ("name", "../elsewhere", "'name' in my.toml is '../elsewhere'"),

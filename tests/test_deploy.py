@@ -139,7 +139,7 @@ def test_people_s_answers_are_looked_for_every_quarter_of_an_hour_and_one_event_
 def test_the_form_is_the_recipe_and_a_bad_value_is_refused_at_once(deployed: Deployed) -> None:
     found = deployed.ask(f"/deployments/name/{NAME}")
     tables = found["parameter_openapi_schema"]["definitions"]
-    known = {*pipeline.STAGES, "name", "seed", "prompts", "audit", "gates", "prices"}
+    known = {*pipeline.STAGES, "name", "seed", "prompts", "audit", "gates", "rounds", "lineage", "prices"}
     assert known == set(tables["Recipe"]["properties"])
     assert tables["Sample"]["properties"]["n"]["minimum"] == 2
 

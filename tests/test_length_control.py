@@ -19,7 +19,7 @@ from dpo_data.length_control import Control, Measures, characters, control, fit,
 from dpo_data.pair import pair
 from dpo_data.rows import Completion, PreferencePair, Ranking, Sample
 from dpo_data.rundir import RunDir
-from dpo_data.tables import from_table, to_table
+from dpo_data.tables import SCHEMAS, from_table, to_table
 from dpo_data.templates import without_thinking
 
 PROMPT = [{"role": "user", "content": "Why?"}]
@@ -178,7 +178,7 @@ def controlling(samples: list[Sample], rankings: list[Ranking], wanted: float = 
 def pairs(
     samples: list[Sample], rankings: list[Ranking], taken: Control | None = None, settings: Pair = BEST_WORST
 ) -> list[PreferencePair]:
-    formed = form(to_table(samples, Sample), to_table(rankings, Ranking), settings, False, taken)
+    formed = form(to_table(samples, Sample), to_table(rankings, Ranking), settings, SCHEMAS[PreferencePair], taken)
     return list(from_table(formed.pairs, PreferencePair))
 
 

@@ -26,6 +26,7 @@ from dpo_data.engines.vllm import Vllm
 from dpo_data.errors import RecipeError, TrainError
 from dpo_data.explain import explain
 from dpo_data.formats.prompts import Prompts
+from dpo_data.judges.cascade import Cascade
 from dpo_data.judges.members import leaves
 from dpo_data.seams import Settings
 from dpo_data.share import find
@@ -38,11 +39,13 @@ __all__ = [
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """A model that samples and is trained: a folder or a Hub name, its revision, and the folder of an adapter on it."""
+    """A model that samples and is trained: a folder or a Hub name, its revision, the folder of an adapter on it, and the file
+    of the chat template, where it is not the model's own."""
 
     model: str
     revision: str | None = None
     adapter: str | None = None
+    chat_template: str | None = None
 
 
 class Recipe(Settings):
@@ -68,34 +71,59 @@ class Recipe(Settings):
     def _fits(self) -> "Recipe":
         """What one table says of another is met before an engine starts."""
         sampler = self.sample.engine.type
+        hands_on = isinstance(self.rank.judge, Cascade) and self.rank.judge.route == "unsure"
         for place, judge in leaves(self.rank.judge, "rank.judge"):
             if sampler in ("mix", "given") and getattr(judge, "engine", judge) is None:
                 raise RecipeError(
                     f"The judge {judge.type!r} has no engine of its own, and the {sampler!r} that samples cannot judge",
                     f"Name one model under [{place}.engine].",
                 )
+            if self.rounds.chained and getattr(judge, "engine", judge) is None:
+                raise RecipeError(
+                    f"The judge {judge.type!r} has no engine of its own, and what samples is another model in each round",
+                    f"Name one model under [{place}.engine], so that all rounds have the same judge.",
+                )
             if judge.type == "given" and sampler != "given":
                 raise RecipeError(
                     f"The judge 'given' takes the scores that came with given answers, and {sampler!r} generates them",
                     f'Set sample.engine.type = "given", or name another judge at {place}.',
                 )
-            if judge.type == "given" and self.train and self.prompts.holdout:
+            if judge.type == "given" and not hands_on and self.train and self.prompts.holdout:
                 raise RecipeError(
                     "The judge 'given' cannot score what the models answer to held-out prompts",
-                    f"Set prompts.holdout = 0, which leaves evaluate out, or name another judge at {place}.",
+                    f"Set prompts.holdout = 0, which leaves evaluate out, or name another judge at {place}; a cascade may have "
+                    "'given' first, and another judge then.",
                 )
         if sampler in ("mix", "given") and self.train and not self.train.model:
             raise RecipeError(f"An engine of type {sampler!r} does not say which model to train", "Set train.model.")
+        if self.rounds.chained and not (sampler == "vllm" and self.train and self.prompts.holdout):
+            raise RecipeError(
+                "[rounds] sample from the model that was trained, as long as held-out prompts show a gain",
+                'Set sample.engine.type = "vllm", [train] and prompts.holdout.',
+            )
+        if self.publish and self.publish.model_repo_id and not self.train:
+            raise RecipeError("publish.model_repo_id asks for a trained model, and nothing is trained", "Give it a [train].")
+        evaluates = self.train and self.prompts.holdout
+        for gate, there, remedy in (
+            ("max_chosen_drop", self.train, "[train]"),
+            ("max_kl", self.train, "[train]"),
+            ("min_win_rate", evaluates, "[train] and prompts.holdout"),
+            ("min_parse_rate", evaluates and self.evaluate.must_parse, "evaluate.must_parse, [train] and prompts.holdout"),
+            ("max_perplexity_rise", evaluates and self.evaluate.perplexity, "evaluate.perplexity, [train] and prompts.holdout"),
+        ):
+            if getattr(self.gates, gate) is not None and not there:
+                raise RecipeError(f"gates.{gate} could never hold: the recipe does not measure it", f"Set {remedy}.")
         return self
 
     def policy(self) -> Policy:
         """What is trained: the model that sampled, unless `train.model` names another. Raises TrainError for none."""
         engine = self.sample.engine
+        template = (self.train.chat_template if self.train else None) or getattr(engine, "chat_template", None)
         if self.train and self.train.model:
-            return Policy(self.train.model, self.train.revision)
+            return Policy(self.train.model, self.train.revision, chat_template=template)
         if not isinstance(engine, Vllm):
             raise TrainError(f"An engine of type {engine.type!r} names no weights to train", "Set train.model in the recipe.")
-        return Policy(engine.model, engine.revision, engine.adapter)
+        return Policy(engine.model, engine.revision, engine.adapter, template)
 
     def base_model(self) -> tuple[str, str | None]:
         """The weights to train, without an adapter, and their revision. Raises TrainError where the recipe names none."""
