@@ -370,24 +370,17 @@ def test_the_deployment_goes_on_and_its_schedule_is_off() -> None:
     assert load(one["parameters"]["recipe"]).rounds.continued and "/{date}" in one["parameters"]["run"]
 
 
-BRIEF = """def brief(messages, text):
-    return -len(text) if text else None
-"""
-
-
 def teachable(model: str, path: str, **tables: Any) -> Recipe:
-    """A recipe by which the tiny model learns to be brief at once, so that a first round passes. Its rule is a file in the
-    working folder."""
-    Path("shorter.py").write_text(BRIEF)
+    """A recipe by which the tiny model learns to be brief at once, so that a first round passes."""
     end = json.loads((Path(model) / "config.json").read_text())["eos_token_id"]  # made likely: a cut answer is not chosen
-    sampling = {"n": 4, "max_tokens": 64, "top_k": 0, "params": {"logit_bias": {str(end): 3.0}}}
+    sampling = {"n": 4, "max_tokens": 48, "params": {"logit_bias": {str(end): 3.5}}}
     engine = {"type": "vllm", "model": model, "args": {"dtype": "float32"}}
     return parse(
         {
             "name": "brief",
             "prompts": {"path": path, "holdout": 0.4, "near_duplicates": 1},
             "sample": {**sampling, "engine": engine},
-            "rank": {"judge": {"type": "rule", "rule": "shorter:brief"}},
+            "rank": {"judge": {"type": "rule", "rule": "concise"}},
             "evaluate": {"n": 4},
             **tables,
         }
@@ -402,8 +395,8 @@ def test_an_adapter_is_trained_on_in_a_second_round_and_the_next_day(
     """Killed in the second round, it goes on there; a run on the next day starts from the best round."""
     pytest.importorskip("vllm")
     monkeypatch.chdir(tmp_path)
-    train = {"learning_rate": 5e-3, "epochs": 6, "batch_size": 8}
-    recipe = teachable(tiny_model, prompts(120), train=train, rounds={"count": 2, "reused": False, "continued": True})
+    train = {"learning_rate": 1e-2, "epochs": 4, "batch_size": 8}
+    recipe = teachable(tiny_model, prompts(80), train=train, rounds={"count": 2, "reused": False, "continued": True})
     file, top = Path("brief.toml"), RunDir("brief/d1")
     file.write_text(dump(recipe))
     command = [sys.executable, "-m", "dpo_data.cli", "run", str(file), "--run", str(top.path)]
