@@ -6,15 +6,17 @@ from dpo_data.formats.shapes import Answer
 from dpo_data.rows import Completion, Sample, answered, content_id
 
 
-def demonstrations(path: str) -> list[Sample]:
-    """Each prompt of the file with its answers, or with the best of those that have a score; with an error where it has none.
+def demonstrations(prompts: Prompts) -> list[Sample]:
+    """Each of the prompts with its answers, or with the best of those that have a score; with an error where it has none.
     Raises InputError where no prompt has one, or the file cannot be read."""
     rows = []
-    for prompt, answers in read_given(Prompts(path=path)):
+    for prompt, answers in read_given(prompts):
         completions = [_completion(prompt.prompt_id, at, one) for at, one in enumerate(best(answers))]
         rows.append(answered(prompt, completions, None if answers else "no answer came with this prompt"))
     if not any(row.completions for row in rows):
-        raise InputError(f"{path} holds no answers to fine-tune on", "Give each prompt one: a `completion`, or its last turn.")
+        raise InputError(
+            f"{prompts.path} holds no answers to fine-tune on", "Give each prompt one: a `completion`, or its last turn."
+        )
     return rows
 
 

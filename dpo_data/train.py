@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -34,10 +35,10 @@ def train(recipe: Recipe, run: RunDir, progress: Progress) -> dict[str, Any]:
         return stage.manifest
     for hint in hints(recipe, pair_stats(recipe, run)):
         log.warning("hint: %s", hint)
-    if path := _sft_path(recipe):
-        stage.write(DEMONSTRATIONS, demonstrations(path), Sample)
+    if prompts := _sft_prompts(recipe):
+        stage.write(DEMONSTRATIONS, demonstrations(prompts), Sample)
     job = _job(recipe, run)
-    with closing(Child("dpo_data.trainer.child:work", logger="train", env=_environment(run))) as child:
+    with closing(Child("dpo_data.trainer.child:work", logger="train", env=_environment(recipe, run))) as child:
         child.send(job)
         while "done" not in (heard := child.receive()):
             if "failed" in heard:
@@ -67,6 +68,7 @@ def settings(recipe: Recipe) -> dict[str, Any]:
         **recipe.deciding("seed", "train"),
         "gates": live,
         "save_steps": recipe.train.save_steps if watched else None,
+        **({"sft_prompts": prompts.model_dump(mode="json")} if (prompts := _sft_prompts(recipe)) else {}),
     }
 
 
@@ -77,7 +79,7 @@ def inputs(recipe: Recipe, run: RunDir) -> dict[str, Any]:
         **{name: run.stage(name).digest for name in ("sample", "pair")},
         "model": weights_revision(policy),
         "chat_template": chat_template.digest(policy.chat_template),
-        **({"sft": prompts_hash(Prompts(path=path))} if (path := _sft_path(recipe)) else {}),
+        **({"sft": prompts_hash(prompts)} if (prompts := _sft_prompts(recipe)) else {}),
     }
 
 
@@ -93,7 +95,7 @@ def _job(recipe: Recipe, run: RunDir) -> dict[str, Any]:
         "weights": {"revision": weights_revision(policy)},
         "policy": (sampled.manifest or {}).get("policy"),
         "samples": _samples(recipe, run),
-        "demonstrations": str(run.stage("train").path / DEMONSTRATIONS) if _sft_path(recipe) else None,
+        "demonstrations": str(run.stage("train").path / DEMONSTRATIONS) if _sft_prompts(recipe) else None,
         "train": str(pairs.path / "train.parquet"),
         "test": str(pairs.path / "test.parquet"),
         "folder": str(run.stage("train").path),
@@ -103,13 +105,20 @@ def _job(recipe: Recipe, run: RunDir) -> dict[str, Any]:
     }
 
 
-def _sft_path(recipe: Recipe) -> str | None:
-    return recipe.train.sft.path if recipe.train and recipe.train.sft else None
+def _sft_prompts(recipe: Recipe) -> Prompts | None:
+    """What `[train.sft] path` names, in the form of the recipe's own prompts: the same system prompt and template variables."""
+    path = recipe.train.sft.path if recipe.train and recipe.train.sft else None
+    form = recipe.prompts.model_dump(include={"system", "chat_template_kwargs"})
+    return Prompts(path=path, **form) if path else None
 
 
-def _environment(run: RunDir) -> dict[str, str]:
-    """The child's: trackers write what stays here into the run's logs."""
+def _environment(recipe: Recipe, run: RunDir) -> dict[str, str]:
+    """The child's: one process has one GPU, of several of which TRL would refuse to train; trackers write what stays here into
+    the run's logs."""
+    assert recipe.train is not None
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
     return {
+        **({"CUDA_VISIBLE_DEVICES": visible} if recipe.train.processes == 1 else {}),
         "TOKENIZERS_PARALLELISM": "false",
         "TENSORBOARD_LOGGING_DIR": str(run.logs / "tensorboard"),
         "WANDB_DIR": str(run.logs),

@@ -95,6 +95,14 @@ def test_each_alarm_rings_for_its_reason_alone() -> None:
     assert names(history(entropy=lambda step: 2.0 * 0.9**step)) == ["entropy_collapses"]
 
 
+def test_a_plunge_needs_no_trend() -> None:
+    """A training of few logs has none, and may be ruined all the same."""
+    few = [entry(step, chosen_drop=fallen) for step, fallen in ((1, 0.0), (2, 1.1))]
+    (alarm,) = health.alarms(few, 2)
+    assert (alarm.name, alarm.step, alarm.value, alarm.limit) == ("chosen_falls", 2, 1.1, health.PLUNGE)
+    assert health.alarms([entry(1, chosen_drop=0.0), entry(2, chosen_drop=0.9)], 2) == []
+
+
 @pytest.mark.parametrize("name", ["loss", "grad_norm"])
 def test_what_is_no_number_rings_at_once_and_stops(name: str) -> None:
     logs = [entry(1), {**entry(2), name: math.nan}]
@@ -140,7 +148,7 @@ def test_what_has_rung_stays_and_is_told_once(logs: list[Entry], end: int) -> No
 def test_what_is_saved_was_logged(save: int, steps: float, logging: int, gated: bool, early: int, test: int) -> None:
     settings, limits = {"save_steps": save, "early_stop": early}, {"max_kl": 0.5 if gated else None}
     if early and not test:
-        with pytest.raises(TrainError, match=r"there are none\. Set pair\.test"):
+        with pytest.raises(TrainError, match=r"none is there that fits\. Raise pair\.test"):
             saving(settings, limits, steps, logging, test)
         return
     given = saving(settings, limits, steps, logging, test)

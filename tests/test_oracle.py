@@ -232,6 +232,40 @@ def test_a_sampled_logprob_that_is_wrong_is_not_used(made: Made, caplog: pytest.
     assert "not the reference's" in caplog.text
     columns = [trainer.train_dataset["ref_chosen_logps"][:] for trainer, _, _ in trainers]
     assert columns[0] == pytest.approx(columns[1], abs=1e-4)
+    assert in_training(wrong)[2]["reference"] == told[0], "a training that goes on says so too"
+
+
+def test_logits_are_computed_for_answers_alone(made: Made) -> None:
+    """As many rows reach the head as the batch has answer tokens."""
+    from trl.trainer import utils
+
+    job, _ = made()
+    trainer, batch, _ = in_training(job)
+    scored = utils._ChunkedLogProbFunction.apply
+    rows: list[int] = []
+
+    def apply(hidden: Any, *rest: Any) -> Any:
+        rows.append(len(hidden))
+        return scored(hidden, *rest)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(utils._ChunkedLogProbFunction, "apply", apply)
+        trainer.compute_loss(trainer.model, batch)
+    assert rows == [int(batch["completion_mask"][:, 1:].sum())]
+    assert rows[0] < batch["input_ids"][:, 1:].numel()
+
+
+def test_training_takes_batches_of_like_length(made: Made) -> None:
+    """In the order that `batches` tells, another one each epoch."""
+    from dpo_data.trainer.batches import order
+
+    job, _ = made()
+    trainer, _, _ = in_training(job)
+    sampler = trainer._get_train_sampler()
+    lengths = trainer.train_dataset["length"][:]
+    for epoch in (0, 1):
+        sampler.set_epoch(epoch)
+        assert list(sampler) == order(lengths, 2, job["seed"], epoch)
 
 
 def test_the_reference_is_computed_once(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:

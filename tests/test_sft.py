@@ -13,6 +13,7 @@ from test_train import Made, a_pair, made, pairs, silent  # noqa: F401
 
 from dpo_data.demonstrations import demonstrations
 from dpo_data.errors import InputError, StaleRun
+from dpo_data.formats.prompts import Prompts
 from dpo_data.rows import PreferencePair
 from dpo_data.rundir import RunDir
 from dpo_data.train import train
@@ -78,7 +79,7 @@ def test_preferences_start_from_what_was_fine_tuned(
     manifest = train(recipe, run, silent)
 
     folder = run.stage("train").path
-    assert manifest["sft"] == {"rows": 8, "too_long": 0, "steps": 12} and manifest["pairs"] == 9
+    assert manifest["sft"] == {"rows": 8, "too_long": 0, "unanswered": 0, "steps": 12} and manifest["pairs"] == 9
     assert manifest["base"] == ("sft" if method == "lora" else None)
     assert manifest["reference"]["sampled"] == 0 and "fine-tuning" in manifest["reference"]["why_computed"]
     assert {one["stage"] for one in within.heard if "step" in one} == {"sft", "train"}
@@ -123,10 +124,10 @@ def test_a_file_of_instructions(made: Made, within: type[Inside], tmp_path: Path
     records = [{"prompt": f"What is {at} plus {at}?", "completion": str(2 * at)} for at in range(8)]
     scored = {"prompt": "Two?", "completions": [{"text": "No", "score": 1}, {"text": "Yes", "score": 2}]}
     too_long = {"prompt": "Long?", "completion": "word " * 300}
-    path = written(tmp_path, *records, scored, too_long)
+    path = written(tmp_path, *records, scored, too_long, {"prompt": "Well?"})
     recipe, run = made(pairs(8), [], epochs=1, max_length=120, sft={"path": path})
     manifest = train(recipe, run, silent)
-    assert manifest["sft"] == {"rows": 9, "too_long": 1, "steps": 2}
+    assert manifest["sft"] == {"rows": 9, "too_long": 1, "unanswered": 1, "steps": 2}
 
     written(tmp_path, *records, scored)
     with pytest.raises(StaleRun, match=r"inputs\.sft"):
@@ -140,11 +141,14 @@ def test_which_answers_are_imitated(tmp_path: Path) -> None:
         {"messages": [{"role": "user", "content": "Three?"}, {"role": "assistant", "content": "3"}]},
         {"prompt": "Four?"},
     ]
-    found = demonstrations(written(tmp_path, *records))
+    form = {"system": "Be brief.", "chat_template_kwargs": {"enable_thinking": False}}
+    found = demonstrations(Prompts(path=written(tmp_path, *records), **form))
+    assert all(row.prompt[0] == {"role": "system", "content": "Be brief."} for row in found), "in the form of the recipe's own"
+    assert all(row.chat_template_kwargs == {"enable_thinking": False} for row in found)
     assert [[one.text for one in row.completions] for row in found] == [["2"], ["yes", "no"], ["3"], []]
     assert [row.error for row in found] == [None, None, None, "no answer came with this prompt"]
     with pytest.raises(InputError, match="holds no answers to fine-tune on"):
-        demonstrations(written(tmp_path, {"prompt": "Four?"}))
+        demonstrations(Prompts(path=written(tmp_path, {"prompt": "Four?"})))
 
 
 @pytest.mark.slow
@@ -168,8 +172,8 @@ def test_the_loss_is_on_the_answer_alone(tiny_model: str, tmp_path: Path) -> Non
 
     records = [{"prompt": pair.prompt, "completion": pair.chosen[0]["content"]} for pair in rows]
     stage = RunDir(tmp_path / "run").stage("train").open({}, {})
-    path = stage.write("demonstrations.parquet", demonstrations(written(tmp_path, *records)), Sample)
-    same, too_long = of_samples(str(path), tokenizer, None)
-    assert isinstance(same, Dataset) and same.to_list() == found and too_long == 0
-    none, too_long = of_samples(str(path), tokenizer, min(len(row["input_ids"]) for row in found) - 1)
-    assert (len(none), too_long) == (0, 3)
+    path = stage.write("demonstrations.parquet", demonstrations(Prompts(path=written(tmp_path, *records))), Sample)
+    same, left_out = of_samples(str(path), tokenizer, None)
+    assert isinstance(same, Dataset) and same.to_list() == found and left_out["too_long"] == 0
+    none, left_out = of_samples(str(path), tokenizer, min(len(row["input_ids"]) for row in found) - 1)
+    assert (len(none), left_out) == (0, {"too_long": 3, "unanswered": 0})

@@ -17,7 +17,7 @@ from dpo_data.config import Recipe
 from dpo_data.errors import EngineError, TrainError
 from dpo_data.rows import DroppedPair, PreferencePair, prompt_id
 from dpo_data.rundir import RunDir
-from dpo_data.train import train
+from dpo_data.train import _environment, train
 from dpo_data.trainer.child import last_checkpoint
 
 Made = Callable[..., tuple[Recipe, RunDir]]
@@ -75,18 +75,29 @@ def test_trains_what_it_was_given(made: Made, tiny_model: str, method: str) -> N
     """One pair of 41 does not fit: it is left out and counted, and no other loses a token."""
     rows = pairs(40)
     fits = max(max(sides(tiny_model, pair)) for pair in rows)
-    recipe, run = made([*rows, a_pair(99, "198", "word " * 80)], pairs(48)[40:], method=method, max_length=fits)
+    long = a_pair(99, "198", "word " * 80)
+    recipe, run = made([*rows, long], [*pairs(48)[40:], long], method=method, max_length=fits)
     steps: list[tuple[int, int]] = []
     manifest = train(recipe, run, lambda stage, done, total: steps.append((done, total)))
 
-    assert (manifest["pairs"], manifest["too_long"], manifest["max_length"]) == (40, 1, fits)
+    assert (manifest["pairs"], manifest["too_long"], manifest["test_too_long"], manifest["max_length"]) == (40, 1, 1, fits)
     assert (manifest["steps"], manifest["resumed_at"], manifest["precision"]) == (10, 0, "fp32")
     assert steps == [(at, 10) for at in range(1, 11)]
     history = json.loads((run.stage("train").path / "metrics.json").read_text())
     losses = [entry["loss"] for entry in history if "loss" in entry]
     assert losses[0] == pytest.approx(math.log(2), abs=1e-3)  # policy and reference are the same model at first
     assert losses[-1] < losses[0]
-    assert {"rewards/margins", "rewards/accuracies", "logps/chosen", "logps/rejected"} <= set(history[0])
+    told = {
+        "rewards/margins",
+        "rewards/accuracies",
+        "logps/chosen",
+        "logps/rejected",
+        "entropy",
+        "grad_norm",
+        "kl",
+        "chosen_drop",
+    }
+    assert told | {"entropy", "grad_norm", "kl", "chosen_drop"} <= set(history[0])
     assert 0 <= manifest["held_out"]["rewards/accuracies"] <= 1
     assert sorted(path.name for path in run.stage("train").path.iterdir()) == [
         "manifest.json",
@@ -145,6 +156,15 @@ def test_killed_training_goes_on_from_its_checkpoint(made: Made, monkeypatch: py
     assert expected.keys() == found.keys()
     for name in expected:
         assert found[name].equal(expected[name]), name
+
+
+def test_one_process_sees_one_gpu(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
+    for given, processes, seen in (("2,3", 1, "2"), ("", 1, ""), (None, 1, "0"), ("2,3", 2, None)):
+        monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+        if given is not None:
+            monkeypatch.setenv("CUDA_VISIBLE_DEVICES", given)
+        recipe, run = made(pairs(8), [], processes=processes)
+        assert _environment(recipe, run).get("CUDA_VISIBLE_DEVICES") == seen
 
 
 def test_a_model_that_was_half_saved_is_swept(made: Made) -> None:

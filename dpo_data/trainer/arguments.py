@@ -17,18 +17,26 @@ def arguments(job: dict[str, Any], bf16: bool, cuda: bool, pairs: int, test: int
     recipe says."""
     settings = job["settings"]
     common = _common(job, settings, bf16, cuda, pairs)
-    logging = settings["args"].get("logging_steps", common["logging_steps"])
+    steps = settings["epochs"] * pairs / settings["batch_size"]
+    logging = _logging(settings["args"].get("logging_steps", common["logging_steps"]), steps)
     own = {
         "beta": settings["beta"],
         "max_length": sys.maxsize if reference_free(settings["loss"]) else None,  # of None those two trainers make 512
         "report_to": _trackers(settings["report_to"]),
         "run_name": Path(job["folder"]).parent.name,
-        **saving(settings, job["gates"], settings["epochs"] * pairs / settings["batch_size"], logging, test),
+        **saving(settings, job["gates"], steps, logging, test),
         **loss_arguments(settings["loss"]),
         **({} if reference_free(settings["loss"]) else BY_LENGTH),
     }
     given = {**common, "output_dir": str(Path(job["folder"]) / "checkpoints"), **own}
-    return _made(config_class(settings["loss"]), {**given, **settings["args"]}, "train.args")
+    return _made(config_class(settings["loss"]), {**given, **settings["args"], "logging_steps": logging}, "train.args")
+
+
+def _logging(asked: float, steps: float) -> int:
+    """Every how many steps to log, of transformers' `logging_steps`: below 1 it is a share of all. Raises TrainError."""
+    if not asked > 0:
+        raise TrainError(f"'train.args.logging_steps' is {asked!r}", "Give steps, or a share of them below 1.")
+    return int(asked) if asked >= 1 else max(1, round(asked * steps))
 
 
 def sft_arguments(job: dict[str, Any], bf16: bool, cuda: bool, rows: int) -> Any:

@@ -61,13 +61,14 @@ def _train(job: dict[str, Any], parent: Parent) -> dict[str, Any]:
     tuned = fine_tune(job, pairs.train, pairs.limit, tokenizer, bf16, parent) if job["settings"]["sft"] else None
     if tuned:
         job = from_tuned(job)
-    trainer, facts = make_trainer(job, pairs, tokenizer, bf16, [reporter(parent)])
+    with refusals():
+        trainer, facts = make_trainer(job, pairs, tokenizer, bf16, [reporter(parent)])
     watch = oversee(trainer, job, parent)
     checkpoint = last_checkpoint(folder / "checkpoints")
     set_seed(job["seed"])  # what came before took random numbers, more of them or fewer
     with refusals():
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    kept = settle(trainer, watch.stopped, job["settings"]["early_stop"])
+    kept = settle(trainer, watch, job["settings"]["early_stop"])
     _save(trainer, tokenizer, folder)
     return {
         **pairs.facts,
@@ -108,14 +109,14 @@ def prepare(job: dict[str, Any], tokenizer: Any) -> Pairs:
     answers = read_answers(job["samples"], [pair for split in rows.values() for pair in split])
     ends = _ends(job, tokenizer)
     train, longest, too_long = fitting(tokenize(rows["train"], answers, tokenizer, ends), limit)
-    test, _, _ = fitting(tokenize(rows["test"], answers, tokenizer, ends), limit)
+    test, _, test_too_long = fitting(tokenize(rows["test"], answers, tokenizer, ends), limit)
     if not len(train):
         raise TrainError(
             f"No pair fits into max_length {limit} tokens; the shortest needs {longest}", "Raise train.max_length."
         )
     both = [pairs[f"sampled_{side}"][:] for pairs in (train, test) for side in ("chosen", "rejected")]
     sampled, total = sum(map(sum, both)), sum(map(len, both))
-    facts = {"pairs": len(train), "too_long": too_long, "max_length": longest}
+    facts = {"pairs": len(train), "too_long": too_long, "test_too_long": test_too_long, "max_length": longest}
     counts = {"as_sampled": sampled, "rendered": total - sampled}
     return Pairs(train, test if len(test) else None, limit, {**facts, "answers": counts})
 

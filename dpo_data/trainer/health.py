@@ -21,6 +21,8 @@ WINDOW = 3
 FALL = 0.25
 """Nats a token by which chosen answers may fall: at 0.25 each of their tokens is 22 % less likely than it was. In the demo,
 good runs stay below 0, and at six times the learning rate they pass 1 within two logs."""
+PLUNGE = 4 * FALL
+"""Nats a token by which no single entry may show them fallen, however few there are: each token is 63 % less likely."""
 LEAP = 0.1
 """Nats a token by which KL may rise from one entry to the next, however little it moved before. In the demo, good runs move by
 0.02 at most, and bad ones by 0.14 or more."""
@@ -86,8 +88,12 @@ def ringing(history: Sequence[Entry], steps: int) -> list[Alarm]:
     if not finite(newest):
         return [Alarm("nan_loss", newest["step"], None, None, "the loss or its gradient is no number any more")]
     logs = [entry for entry in history if "loss" in entry and "chosen_drop" in entry]
-    if not logs or logs[-1] is not newest or len(logs) < 2 * WINDOW:
+    if not logs or logs[-1] is not newest:
         return []
+    if len(logs) < 2 * WINDOW:
+        drop = newest["chosen_drop"]
+        said = f"the chosen answers have become less likely by {drop:.2g} nats a token; the model unlearns what it should say"
+        return [Alarm("chosen_falls", newest["step"], drop, PLUNGE, said)] if drop > PLUNGE else []
     return [
         Alarm(name, newest["step"], value, limit, said.format(value=value, limit=limit))
         for name, (rule, said) in RULES.items()

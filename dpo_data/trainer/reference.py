@@ -1,5 +1,6 @@
 """The reference's log-probs of every answer, known before the first step: from sampling where they hold, else computed once."""
 
+import json
 import logging
 from pathlib import Path
 from typing import Any
@@ -58,8 +59,7 @@ def attach(trainer: Any, path: Path, precision: str, why: str | None) -> dict[st
     computed ones, why, and the largest difference found where both are known."""
     datasets = {"train_dataset": trainer.train_dataset, "eval_dataset": trainer.eval_dataset}
     present = {name: pairs for name, pairs in datasets.items() if pairs is not None}
-    known = _read(path, precision)
-    off = None
+    known, told = _read(path, precision), _told(path)
     if known is None:
         known = {} if why else _sampled(list(present.values()))
         off = _furthest(trainer, trainer.train_dataset, known)
@@ -70,13 +70,14 @@ def attach(trainer: Any, path: Path, precision: str, why: str | None) -> dict[st
         for pairs in present.values():
             missing = [at for at, key in enumerate(_keys(pairs)) if key not in known]
             known |= {key: (*both, False) for key, both in _computed(trainer, pairs, missing).items()}
+        told = {"why_computed": why, "off_by": off}
         if trainer.is_world_process_zero():
-            _write(path, precision, known)
+            _write(path, precision, known, told)
     for name, pairs in present.items():
         setattr(trainer, name, _with_columns(pairs, known))
     keys = [key for pairs in present.values() for key in _keys(pairs)]
     sampled = sum(known[key][2] for key in keys)
-    return {"sampled": sampled, "computed": len(keys) - sampled, "why_computed": why, "off_by": off}
+    return {"sampled": sampled, "computed": len(keys) - sampled, **told}
 
 
 def _keys(pairs: Any) -> list[tuple[str, str]]:
@@ -140,9 +141,17 @@ def _read(path: Path, precision: str) -> Known | None:
     return {(chosen, rejected): (one, other, sampled) for chosen, rejected, one, other, sampled in rows}
 
 
-def _write(path: Path, precision: str, known: Known) -> None:
+def _told(path: Path) -> dict[str, Any]:
+    """What an earlier attempt found of sampling's log-probs."""
+    told: dict[str, Any] = json.loads((pq.read_schema(path).metadata or {}).get(b"told", b"{}")) if path.exists() else {}
+    return told
+
+
+def _write(path: Path, precision: str, known: Known, told: dict[str, Any]) -> None:
     rows = [dict(zip(SCHEMA.names, (*key, *values), strict=True)) for key, values in known.items()]
     sink = pa.BufferOutputStream()
-    table = pa.Table.from_pylist(rows, schema=SCHEMA).replace_schema_metadata({"precision": precision})
+    table = pa.Table.from_pylist(rows, schema=SCHEMA).replace_schema_metadata(
+        {"precision": precision, "told": json.dumps(told)}
+    )
     pq.write_table(table, sink, **PARQUET)
     write_atomically(path, memoryview(sink.getvalue()))

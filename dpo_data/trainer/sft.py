@@ -23,17 +23,20 @@ FACTS = "sft.json"
 
 def fine_tune(job: dict[str, Any], pairs: Any, limit: int | None, tokenizer: Any, bf16: bool, parent: Parent) -> dict[str, Any]:
     """Tune the job's policy on its demonstrations, or on the chosen answers of the pairs. Returns how many `rows` were trained
-    on, how many were `too_long`, the `steps`, and the `history` of the loss. What is there whole is not done again. Raises
-    TrainError where nothing fits."""
+    on, how many were `too_long`, how many prompts `unanswered`, the `steps`, and the `history` of the loss. What is there whole
+    is not done again. Raises TrainError where nothing fits."""
     tuned, partial = Path(job["folder"]) / FOLDER, Path(job["folder"]) / ".sft.tmp"
     if (tuned / FACTS).exists():
         return json.loads((tuned / FACTS).read_text())  # type: ignore[no-any-return]
-    rows, too_long = of_samples(job["demonstrations"], tokenizer, limit) if job["demonstrations"] else (of_pairs(pairs), 0)
+    given = job["demonstrations"]
+    rows, counts = of_samples(given, tokenizer, limit) if given else (of_pairs(pairs), {"too_long": 0, "unanswered": 0})
     if not len(rows):
-        raise TrainError(f"None of {too_long} answers to fine-tune on fits into max_length {limit}", "Raise train.max_length.")
+        raise TrainError(
+            f"None of {counts['too_long']} answers to fine-tune on fits into max_length {limit}", "Raise train.max_length."
+        )
     trainer = _trained(job, rows, tokenizer, bf16, parent)
     state = trainer.state
-    facts = {"rows": len(rows), "too_long": too_long, "steps": state.global_step, "history": state.log_history}
+    facts = {"rows": len(rows), **counts, "steps": state.global_step, "history": state.log_history}
     trainer.save_model(str(partial))
     if trainer.is_world_process_zero():
         if job["settings"]["method"] != "full":
@@ -71,18 +74,19 @@ def of_pairs(pairs: Any) -> Any:
     return _dataset(list(seen.values()))
 
 
-def of_samples(path: str, tokenizer: Any, limit: int | None) -> tuple[Any, int]:
-    """Each answer of a file of samples as the chat template renders it, as rows for SFTTrainer; and how many are longer than
-    `limit` tokens, prompt and answer together, and so left out."""
-    rows = []
+def of_samples(path: str, tokenizer: Any, limit: int | None) -> tuple[Any, dict[str, int]]:
+    """Each answer of a file of samples as the chat template renders it, as rows for SFTTrainer; and what is left out: how many
+    answers are `too_long`, more than `limit` tokens with their prompt, and how many prompts are `unanswered`."""
+    rows, unanswered = [], 0
     for sample in read_rows(Path(path), Sample):
+        unanswered += not sample.completions
         asked = render(sample, [], tokenizer)
         for completion in sample.completions:
             turn = {"role": "assistant", "content": completion.text}
             calls = {"tool_calls": completion.tool_calls} if completion.tool_calls else {}
             rows.append(_row(asked, continued(sample, [{**turn, **calls}], asked, tokenizer)))
     fit = [row for row in rows if limit is None or len(row["input_ids"]) <= limit]
-    return _dataset(fit), len(rows) - len(fit)
+    return _dataset(fit), {"too_long": len(rows) - len(fit), "unanswered": unanswered}
 
 
 def _trained(job: dict[str, Any], rows: Any, tokenizer: Any, bf16: bool, parent: Parent) -> Any:

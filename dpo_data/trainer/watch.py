@@ -23,7 +23,9 @@ def saving(
     """
     early = settings["early_stop"]
     if early and not test:
-        raise TrainError("train.early_stop looks at held-out pairs, and there are none", "Set pair.test above 0.")
+        raise TrainError(
+            "train.early_stop looks at held-out pairs, and none is there that fits", "Raise pair.test, or train.max_length."
+        )
     watched = early or any(limit is not None for limit in limits.values())
     wanted = min(settings["save_steps"], steps / 10) if watched else settings["save_steps"]
     every = logging * max(1, int(wanted // logging))
@@ -104,13 +106,16 @@ def watcher(parent: Parent, limits: Mapping[str, float | None], reference: bool)
     return Watcher()
 
 
-def settle(trainer: Any, stopped: Mapping[str, Any] | None, patience: int) -> dict[str, Any]:
+def settle(trainer: Any, watch: Any, patience: int) -> dict[str, Any]:
     """Load what is kept, and tell of it: `health`, and its metrics on the held-out pairs, empty where there are none.
 
-    `stopped`: what the watcher says; `patience`: the recipe's early_stop. Raises TrainError where nothing was saved before the
-    stop.
+    `watch`: the watcher; `patience`: the recipe's early_stop. The last step is evaluated before the watcher is asked whether a
+    limit was exceeded. Raises TrainError where nothing was saved before the stop.
     """
     state = trainer.state
+    if not watch.stopped and not trainer.args.load_best_model_at_end:
+        _held_out(trainer, state.global_step)
+    stopped = watch.stopped
     if not stopped and patience and state.global_step < state.max_steps:
         stopped = {"gate": "early_stop", "value": patience, "limit": patience, "step": state.global_step}
     kept = _keep(trainer, stopped)
