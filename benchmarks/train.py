@@ -2,7 +2,7 @@
 
     python benchmarks/train.py [PASSES]
 
-A Llama of 42M random parameters with a vocabulary of 32,000, in fp32; 64 pairs of token ids, 4 a step. A prompt has 128 tokens,
+A Llama of 42M random parameters with a vocabulary of 32,000, in fp32; 16 pairs of token ids, 4 a step. A prompt has 128 tokens,
 an answer too (medians of log-normals, σ 0.6, up to 768 tokens). What ours does is added rung by rung; a pass goes over all
 pairs once, optimizer included, and every rung has one in turn. Told are medians. Peak memory is measured apart, a process each.
 """
@@ -32,7 +32,7 @@ class Setting:
 
     sizes: dict[str, int]
     length: int = 128
-    pairs: int = 64
+    pairs: int = 16
     batch_size: int = 4
     method: str = "lora"
     device: str = "cpu"
