@@ -15,6 +15,8 @@ from dpo_data.evaluation.comparisons import judgements, win_rate
 from dpo_data.evaluation.figures import estimate
 from dpo_data.evaluation.schema import Estimate
 from dpo_data.evaluation.verdict import FEWEST
+from dpo_data.judges.members import leaves
+from dpo_data.lineage import best
 from dpo_data.report import facts, gather, page
 from dpo_data.report.changes import points
 from dpo_data.report.evaluation import marked
@@ -36,7 +38,8 @@ LONG = ("verdict", "what got worse")
 
 @dataclass(frozen=True, slots=True)
 class Side:
-    """One of the two runs. `name`: its folder's, or where both folders have the same, its path."""
+    """One of the two runs, or of one with rounds the best of these. `name`: its folder's, with the round's behind it; or where
+    both have the same, its path."""
 
     name: str
     run: RunDir
@@ -69,11 +72,16 @@ class Comparison:
 
 
 def compare(one: RunDir, other: RunDir) -> Comparison:
-    """What differs between two runs, each as far as it has come. Raises InputError where there is no such run."""
-    names = [run.path.resolve().name for run in (one, other)]
+    """What differs between two runs, each as far as it has come; of one with rounds, the best of these. Raises InputError where
+    there is no such run, or no such round."""
+    runs = [_picked(run) for run in (one, other)]
+    names = [
+        run.path.resolve().name + (f"/{picked.path.name}" if picked is not run else "")
+        for run, picked in zip((one, other), runs, strict=True)
+    ]
     if names[0] == names[1]:
-        names = [str(run.path) for run in (one, other)]
-    left, right = (_side(name, run) for name, run in zip(names, (one, other), strict=True))
+        names = [str(run.path) for run in runs]
+    left, right = (_side(name, run) for name, run in zip(names, runs, strict=True))
     both = _both(left.run, right.run)
     return Comparison(
         one=left,
@@ -125,6 +133,14 @@ def html(found: Comparison) -> str:
     )
 
 
+def _picked(run: RunDir) -> RunDir:
+    """The run itself, or of one with rounds the best of these."""
+    found = best(run)
+    if found is None:
+        raise InputError(f"{run.path} has rounds, and none of them is its best", f"Name one, as {run.round(1).path}.")
+    return found
+
+
 def _side(name: str, run: RunDir) -> Side:
     file = run.path / "recipe.toml"
     if not file.is_file():
@@ -156,10 +172,15 @@ def _verdict(one: Side, other: Side) -> str:
 
 
 def _judge(side: Side) -> Any:
-    """What decided the judge's scores: its settings, and hashes of its prompt, rule or model."""
-    begun = side.run.stage("rank").recipe
-    assert begun is not None  # it is evaluated
-    return begun["settings"]["rank"], {name: value for name, value in begun["inputs"].items() if name != "sample"}
+    """What decided the judge's scores: its settings, and hashes of its prompt, rule or model. Where it has no engine of its
+    own, the model that sampled did: by its hash, or by its name where its weights are not here, and its chat template."""
+    begun, sampled = (side.run.stage(name).recipe for name in ("rank", "sample"))
+    assert begun is not None and sampled is not None  # it is evaluated
+    inputs = {name: value for name, value in begun["inputs"].items() if name != "sample"}
+    borrows = any(getattr(judge, "engine", judge) is None for _, judge in leaves(side.recipe.rank.judge, "rank.judge"))
+    engine, read = sampled["settings"]["sample"]["engine"], sampled["inputs"]
+    sampler = (read["model"] or engine.get("model"), read["chat_template"]) if borrows else None
+    return begun["settings"]["rank"], inputs, sampler
 
 
 def _base(side: Side) -> Any:
@@ -169,12 +190,12 @@ def _base(side: Side) -> Any:
 
 
 def _wins(run: RunDir) -> dict[str, float]:
-    """The share of comparisons with the base that the trained model wins, of each prompt in which both have scores."""
+    """The share of comparisons with the base that the trained model wins, of each prompt in which there is one."""
     stage = run.stage("evaluate")
     rankings = list(stage.rows(Ranking, "rank.parquet"))
     base, trained = (judgements(stage.rows(Sample, f"{who}.parquet"), rankings) for who in ("base", "trained"))
     ids = [id for id, mine in trained.items() if mine and base[id]]
-    return {id: win_rate([of_prompt]) for id, of_prompt in zip(ids, compared(trained, base), strict=True)}
+    return {id: win_rate([of_prompt]) for id, of_prompt in zip(ids, compared(trained, base), strict=True) if of_prompt}
 
 
 def _both(one: RunDir, other: RunDir) -> list[Answers]:

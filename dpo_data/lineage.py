@@ -54,8 +54,8 @@ def keep(recipe: Recipe, run: RunDir) -> None:
 
 
 def of_round(recipe: Recipe, lineage: Lineage) -> Recipe:
-    """The recipe of the round that stands there. It samples from what the round before has trained, and trains it on; only the
-    first round has an SFT step."""
+    """The recipe of the round that stands there. It samples from what the round before has trained, by the chat template of
+    the training, and trains it on; only the first round has an SFT step."""
     if not lineage.runs:
         return recipe.model_copy(update={"lineage": lineage})
     assert recipe.train is not None
@@ -63,7 +63,8 @@ def of_round(recipe: Recipe, lineage: Lineage) -> Recipe:
     stage = last.stage("train")
     policy = policies(load(last.path / "recipe.toml"), stage.require(), stage.path)["trained"]
     place = {"model": policy.model, "revision": policy.revision, "adapter": policy.adapter}
-    engine = recipe.sample.engine.model_copy(update=place)
+    template = recipe.policy().chat_template
+    engine = recipe.sample.engine.model_copy(update={**place, "chat_template": template})
     return recipe.model_copy(
         update={
             "lineage": lineage,
@@ -74,20 +75,20 @@ def of_round(recipe: Recipe, lineage: Lineage) -> Recipe:
 
 
 def newest(recipe: Recipe, run: RunDir) -> RunDir | None:
-    """The newest complete run beside this one, of the same recipe's name and base, whose gates hold: of one with rounds, the
-    best of these. Newest is what was evaluated last."""
+    """The newest complete run beside this one, of the same recipe's name, base and held-out prompts, whose gates hold: of one
+    with rounds, the best of these. Newest is what was evaluated last."""
     beside = [RunDir(path) for path in run.path.parent.glob("*") if path.is_dir() and path != run.path]
-    models = [model for one in beside if (model := _best(one)) and _evaluated(model)]
+    models = [model for one in beside if (model := best(one)) and _evaluated(model)]
     return next((one for one in sorted(models, key=_evaluated, reverse=True) if _passed(recipe, one)), None)
 
 
-def _best(run: RunDir) -> RunDir | None:
+def best(run: RunDir) -> RunDir | None:
     """A run itself, or of one with rounds the best of these; None where none of these passed."""
     if not run.rounds:
         return run
     told = run.path / "rounds.json"
-    best = json.loads(told.read_text())["best"] if told.is_file() else None
-    return run.round(best) if best else None
+    number = json.loads(told.read_text())["best"] if told.is_file() else None
+    return run.round(number) if number else None
 
 
 def _evaluated(run: RunDir) -> float:
@@ -97,11 +98,13 @@ def _evaluated(run: RunDir) -> float:
 
 
 def _passed(recipe: Recipe, run: RunDir) -> bool:
-    """Whether a run is of this recipe's name and base, and all of its gates hold. What its report does not tell has not
-    passed."""
+    """Whether a run is of this recipe's name and base, held out what this recipe does, and all of its gates hold. What its
+    report does not tell has not passed."""
     file = run.path / "report.json"
     told = json.loads(file.read_text()) if file.is_file() else {}
     if not told or told["name"] != recipe.name or not told["evaluate"] or not run.stage("train").manifest:
+        return False
+    if _holding_out(load(run.path / "recipe.toml")) != _holding_out(recipe):
         return False
     return _base(_standing(run)) == _base(_beginning(recipe)) and all(gate["holds"] for gate in told["gates"])
 
@@ -116,6 +119,12 @@ def _beginning(recipe: Recipe) -> Lineage:
     """Where a recipe's first round stands."""
     policy = recipe.policy()
     return Lineage(base=policy.model, revision=policy.revision, adapter=policy.adapter)
+
+
+def _holding_out(recipe: Recipe) -> tuple[int, float]:
+    """What decides whether a prompt is held out, besides its id: with another, a run would be measured on prompts that an
+    earlier one has trained on. The file does not: a prompt that stands in two files is held out of both, or of none."""
+    return recipe.seed, recipe.prompts.holdout
 
 
 def _base(lineage: Lineage) -> tuple[str, str | None, str | None]:

@@ -8,7 +8,7 @@ from typing import Any
 from dpo_data import evaluate, filters, gates, ledger, lineage, pair, publish, rank, rounds, rundir, sample, train
 from dpo_data.audit.people import read_labels
 from dpo_data.config import Gates, Recipe, dump
-from dpo_data.errors import DpoDataError
+from dpo_data.errors import DpoDataError, GateClosed
 from dpo_data.evaluation.perplexity import texts
 from dpo_data.judges.argilla import Argilla
 from dpo_data.judges.members import leaves
@@ -41,21 +41,31 @@ def stages_of(recipe: Recipe) -> list[str]:
 
 def run(recipe: Recipe, run: RunDir, progress: Progress = lambda stage, done, total: None) -> dict[str, Any]:
     """Every stage of a recipe, round after round where it asks for rounds, and each time the report. What is finished is not
-    done again. Returns the last report."""
+    done again. Returns the last report. Raises GateClosed as `conclude` does."""
     told: dict[str, Any] = {}
     for made, folder in rounds.rounds(recipe, run):
         ready(made, folder)
-        for name in stages_of(made):
-            run_stage(name, made, folder, progress if folder is run else _in_round(folder, progress))
-        told = conclude(recipe, run, made, folder)
+        closed = None
+        try:
+            for name in stages_of(made):
+                run_stage(name, made, folder, progress if folder is run else _in_round(folder, progress))
+        except GateClosed as error:
+            closed = error
+        told = conclude(recipe, run, made, folder, closed)
     return told
 
 
-def conclude(recipe: Recipe, run: RunDir, made: Recipe, folder: RunDir) -> dict[str, Any]:
-    """Write the report of one round, and that of the whole run where it is one of several. Returns the round's."""
+def conclude(recipe: Recipe, run: RunDir, made: Recipe, folder: RunDir, closed: GateClosed | None = None) -> dict[str, Any]:
+    """Write the report of one round, and that of the whole run where it is one of several. Returns the round's. A gate
+    that was `closed` ends the rounds, and is raised only where there are none, or where the first has trained nothing."""
     told = report(made, folder)
     if folder is not run:
         report_rounds(recipe, run)
+    if closed:
+        first = run if folder is run else run.round(1)
+        if not made.lineage or not first.stage("train").manifest:
+            raise closed
+        log.warning("%s", closed)
     return told
 
 

@@ -13,6 +13,7 @@ from dpo_data import lineage
 from dpo_data.audit.schema import Part
 from dpo_data.config import Recipe, load
 from dpo_data.evaluation.schema import Gain
+from dpo_data.evaluation.verdict import FEWEST
 from dpo_data.publish import tag_of
 from dpo_data.rundir import RunDir
 
@@ -31,13 +32,13 @@ class Round(Part):
     pairs: int | None = Field(description="pairs that it trained on")
     over_base: Gain | None = Field(description="gain over the base; null where nothing was compared")
     over_last: Gain | None = Field(description="gain over the model that sampled it, which for a very first round is the base")
-    closed: list[str] = Field(description="the gates that do not hold")
+    closed: list[str] = Field(description="the gates that do not hold, of those whose stage is complete")
 
     @property
     def passed(self) -> bool:
         """Whether its model is certainly better than the one that sampled, and every gate holds."""
-        low = self.over_last.low if self.over_last else None
-        return self.complete and not self.closed and low is not None and low > 0
+        interval = _interval(self.over_last)
+        return self.complete and not self.closed and interval is not None and interval[0] > 0
 
 
 class Rounds(Part):
@@ -69,8 +70,8 @@ def rounds(recipe: Recipe, run: RunDir) -> Iterator[tuple[Recipe, RunDir]]:
         if stands is None:
             stands = lineage.after(run.round(number - 1)) if number > 1 else lineage.first(recipe, run)
         yield _tagged(lineage.of_round(recipe, stands), run, folder), folder
-        complete = _complete(_found(run)[:number])
-        if len(complete) < number or stopped(complete, recipe.rounds.count):
+        ended = _ended(_found(run)[:number])
+        if len(ended) < number or stopped(ended, recipe.rounds.count):
             return
 
 
@@ -84,7 +85,7 @@ def summary(recipe: Recipe, run: RunDir) -> Rounds:
         base=recipe.policy().model,
         rounds=begun,
         best=best(begun),
-        stopped=stopped(_complete(begun), recipe.rounds.count),
+        stopped=stopped(_ended(begun), recipe.rounds.count),
     )
 
 
@@ -95,17 +96,17 @@ def best(rounds: Sequence[Round]) -> int | None:
 
 
 def stopped(rounds: Sequence[Round], count: int) -> str | None:
-    """Why no round follows these complete ones, of `count` at most; None where one does."""
+    """Why no round follows these, which have ended, of `count` at most; None where one does."""
     if not rounds:
         return None
     last = rounds[-1]
-    gain, name = last.over_last, f"round {last.round}"
+    gain, interval, name = last.over_last, _interval(last.over_last), f"round {last.round}"
     if last.closed:
         return f"{name} did not pass: {', '.join(last.closed)} does not hold"
-    if gain is None or gain.low is None or gain.high is None:
+    if gain is None or interval is None:
         return f"{name} cannot be told from the model it began with: too few answers were compared"
     if not last.passed:
-        why = "which includes zero" if gain.high >= 0 else "which is a loss"
+        why = "which includes zero" if interval[1] >= 0 else "which is a loss"
         return f"the gain of {name} over the model it began with is {points(gain)} points of win rate, {why}"
     return f"all {count} rounds are done" if last.round >= count else None
 
@@ -127,8 +128,16 @@ def _found(run: RunDir) -> list[Round]:
     return [_round(number, one) for number, one in enumerate(run.rounds, 1)]
 
 
-def _complete(rounds: Sequence[Round]) -> list[Round]:
-    return list(takewhile(lambda one: one.complete, rounds))
+def _ended(rounds: Sequence[Round]) -> list[Round]:
+    """The rounds that are complete, or that a gate has ended: one before training leaves nothing to evaluate."""
+    return list(takewhile(lambda one: one.complete or one.closed, rounds))
+
+
+def _interval(gain: Gain | None) -> tuple[float, float] | None:
+    """A gain's 95 % interval; None where too few prompts were compared for it to mean anything."""
+    if gain is None or gain.low is None or gain.high is None or gain.prompts < FEWEST:
+        return None
+    return gain.low, gain.high
 
 
 def _round(number: int, run: RunDir) -> Round:
@@ -147,7 +156,11 @@ def _round(number: int, run: RunDir) -> Round:
         pairs=train.get("pairs"),
         over_base=gain.get("over_base"),
         over_last=gain.get("over_last" if again else "over_base"),
-        closed=[gate["name"] for gate in told.get("gates", []) if not gate["holds"]] if evaluate else [],
+        closed=[
+            gate["name"]
+            for gate in told.get("gates", [])
+            if not gate["holds"] and told["stages"][gate["after"]]["state"] == "complete"
+        ],
     )
 
 

@@ -86,11 +86,15 @@ def sample_and_train(recipe: Recipe | str, run: str = "runs/{name}") -> str:
     words = ""
     for made, folder in rounds(whole, top):
         pipeline.ready(made, folder)
-        for name in pipeline.stages_of(made):
-            title = name if folder is top else f"{folder.path.name} {name}"
-            stage.with_options(name=title, retry_delay_seconds=RETRY_DELAY)(name, made, folder)
+        closed = None
+        try:
+            for name in pipeline.stages_of(made):
+                title = name if folder is top else f"{folder.path.name} {name}"
+                stage.with_options(name=title, retry_delay_seconds=RETRY_DELAY)(name, made, folder)
+        except errors.GateClosed as error:
+            closed = error
         with _logs_in_ui():
-            found = pipeline.conclude(whole, top, made, folder)
+            found = pipeline.conclude(whole, top, made, folder, closed)
             words = last_words(found, folder)
             log.info(words)
         _show(found, words, folder)

@@ -17,9 +17,11 @@ from test_report import HARM
 
 from dpo_data import cli, pipeline
 from dpo_data.compare import Comparison, compare, html, table
-from dpo_data.config import Recipe, dump, parse
+from dpo_data.config import Recipe, dump, load, parse
+from dpo_data.errors import InputError
+from dpo_data.judges.pairwise import Pairwise
 from dpo_data.report.settings import differences, flat
-from dpo_data.rows import Sample
+from dpo_data.rows import Ranking, Sample
 from dpo_data.rundir import RunDir
 
 Make = Callable[..., Recipe]
@@ -149,6 +151,50 @@ class TestWhatIsUnknown:
         later_stages.trained(new, revision="sha256:2")
         shutil.copyfile(old.stage("rank").path / "recipe.json", file)
         assert compare(old, new).verdict.startswith("unknown: their bases are not the same")
+
+    def test_with_a_judge_that_is_whichever_model_sampled(self, two: Two) -> None:
+        old, new = two(better=2.0)
+        for run in (old, new):
+            recipe = load(run.path / "recipe.toml")
+            rank = recipe.rank.model_copy(update={"judge": Pairwise()})
+            run.write("recipe.toml", dump(recipe.model_copy(update={"rank": rank})))
+        assert compare(old, new).verdict.startswith("new is better")
+        file = new.stage("sample").path / "recipe.json"
+        begun = json.loads(file.read_text())
+        begun["inputs"]["model"] = "sha256:2"
+        file.write_text(json.dumps(begun))
+        assert compare(old, new).verdict.startswith("unknown: their judges are not the same")
+
+    def test_a_prompt_without_a_comparison_does_not_count(self, two: Two) -> None:
+        """As where only the model of the round before has an answer that could be scored."""
+        old, new = two(better=2.0)
+        stage = new.stage("evaluate")
+        first, *others = stage.rows(Ranking, "rank.parquet")
+        transcript = json.dumps([{"kind": "error", "completion_id": id} for id in first.completion_ids])
+        ids, scores = [*first.completion_ids, "last"], [None for _ in first.completion_ids]
+        unscored = replace(first, completion_ids=ids, scores=[*scores, 1.0], transcript=transcript)
+        stage.write("rank.parquet", [unscored, *others], Ranking)
+        assert compare(old, new).verdict.endswith(f", on {len(others):,} prompts")
+
+    def test_a_figure_that_is_not_known_is_not_zero(self, two: Two) -> None:
+        old, new = two()
+        file = new.stage("train").path / "manifest.json"
+        trained = json.loads(file.read_text())
+        file.write_text(json.dumps({**trained, "held_out": {**trained["held_out"], "rewards/accuracies": None}}))
+        assert cells(compare(old, new))["accuracy on test pairs"] == ("90 %", "–")
+
+
+def test_of_a_run_with_rounds_the_best_is_compared(two: Two, tmp_path: Path) -> None:
+    first, second = two(better=2.0, names=("old", "a/round-1"))
+    shutil.copytree(second.path, tmp_path / "a" / "round-2")
+    whole = RunDir(tmp_path / "a")
+    whole.write("rounds.json", json.dumps({"best": 2}))
+    found = compare(first, whole)
+    assert (found.other.name, found.other.run.path) == ("a/round-2", whole.path / "round-2")
+    assert found.verdict.startswith("a/round-2 is better")
+    whole.write("rounds.json", json.dumps({"best": None}))
+    with pytest.raises(InputError, match=r"a has rounds, and none of them is its best\. Name one, as .*a/round-1"):
+        compare(first, whole)
 
 
 def hashes(*runs: RunDir) -> dict[str, str]:

@@ -23,8 +23,10 @@ from test_publish import ended, files_of, start, until
 from dpo_data import pipeline, weights
 from dpo_data.card.markdown import prose
 from dpo_data.card.model import model_card
-from dpo_data.config import Recipe
+from dpo_data.config import Lineage, Recipe
 from dpo_data.errors import GateClosed, NotReady, PublishError, RecipeError
+from dpo_data.evaluation import verdict
+from dpo_data.evaluation.schema import Estimate, Evaluation, Perplexity
 from dpo_data.report.changes import changes
 from dpo_data.rundir import RunDir
 
@@ -155,6 +157,19 @@ def test_an_adapter_and_merged_weights_load_by_their_tags_as_they_were_trained(
     assert front(card)["library_name"] == "transformers" and "PeftModel" not in card and "**Pairs**: not published" in card
 
 
+def forgets(run: RunDir, path: str) -> None:
+    """Put into what was evaluated that the perplexity of that text rose."""
+    file = run.stage("evaluate").path / "manifest.json"
+    manifest = json.loads(file.read_text())
+    found = Evaluation(**{name: manifest[name] for name in Evaluation.model_fields})
+    rise = Estimate(value=0.1, low=0.05, high=0.15)
+    found = found.model_copy(
+        update={"perplexity": Perplexity(path=path, texts=1, tokens=100, base=10.0, trained=11.0, rise=rise)}
+    )
+    told = {**found.model_dump(mode="json"), "worse": verdict.worse(found, [])}
+    file.write_text(json.dumps({**manifest, **told}))
+
+
 def test_the_card_tells_the_runs_own_numbers_and_no_secret(trained: Trained, push: Published, hub: HubServer) -> None:
     secrets = {"hub_token": "whatever-it-is", "run_name": "sk-abcdefghijklmnop0123"}
     tables = {
@@ -163,6 +178,7 @@ def test_the_card_tells_the_runs_own_numbers_and_no_secret(trained: Trained, pus
         "audit": {"groups": {"north": ["annabel"]}},
     }
     recipe, run = trained(tables=tables)
+    forgets(run, f"{Path.home()}/notes.txt")
     ended(push(recipe, run))
     card, evaluated = (run.stage("publish").path / "model.md").read_text(), run.stage("evaluate").require()
     stored, manifest = hub.repo("tester/model", "models"), run.stage("publish").require()["model"]
@@ -186,7 +202,9 @@ def test_the_card_tells_the_runs_own_numbers_and_no_secret(trained: Trained, pus
         assert f"| {row.before} | {row.after} | {row.by} |" in card, row.name
     assert f"| `min_win_rate` | ≥ 0.5 | {evaluated['trained']['win_rate']:.4g} |" in card
     worse = card.partition("### What got worse")[2].partition("##")[0]
-    assert evaluated["worse"] and all(f"- {prose(sentence)}\n" in worse for sentence in evaluated["worse"])
+    told = [sentence.replace(f"{Path.home()}/", "~/") for sentence in evaluated["worse"]]
+    assert len(told) > 1 and all(f"- {prose(sentence)}\n" in worse for sentence in told)
+    assert "perplexity of \\~/notes.txt: 10 → 11" in worse and str(Path.home()) not in card, "no path of this machine"
     dataset = (run.stage("publish").path / "README.md").read_text()
     assert f"[tester/model]({hub.url}/tester/model/tree/one)" in dataset, "the dataset links back"
     for text in (card, dataset):
@@ -213,6 +231,16 @@ def test_the_bases_licence_is_the_models(trained: Trained, tmp_path: Path) -> No
         assert {name: value for name, value in found.items() if name.startswith("license")} == licence
         assert "base_model" not in found and "which is not on the Hub" in card
         assert ("is not known here" in card) == (head in unknown)
+
+
+def test_the_base_of_a_later_round_is_named_as_it_was(trained: Trained, tmp_path: Path) -> None:
+    """Where a round before has trained whole weights, its folder is what this one's were made from, and the base is older."""
+    (tmp_path / "base").mkdir()
+    first, run = trained(tables={"train": {"model": "round-1/4-train/model", "method": "full"}})
+    recipe = first.model_copy(update={"lineage": Lineage(base=str(tmp_path / "base"), round=2)})
+    (run.stage("evaluate").path / "recipe.json").write_text(json.dumps({"inputs": {"base": "sha256:1+sha256:2"}}))
+    card = model_card(recipe, run, ["model.safetensors"], "v1")
+    assert f"{tmp_path}/base`, which is not on the Hub, revision `sha256:1`." in card
 
 
 def test_an_adapter_stands_on_what_it_was_trained_on(trained: Trained, tiny_model: str) -> None:

@@ -129,6 +129,8 @@ def test_hh_gpt2(shipped: Callable[..., Path], run: RunDir, gpt2: str, reward_mo
         "Skywork/Skywork-Reward-V2-Qwen3-0.6B": reward_model,
     }
     recipe = load(shipped("hh-gpt2", paths))
+    assert recipe.train
+    assert (recipe.train.learning_rate, recipe.train.beta, recipe.train.batch_size) == (1e-6, 0.1, 8)
     told = pipeline.run(recipe, run)
     theirs = {(answers[0].text, answers[1].text) for _, answers in read_given(Prompts(path="prompts/hh.jsonl"))}
     made, held_out = pairs(run), run.stage("sample").require()["held_out"]

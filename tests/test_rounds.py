@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import later_stages
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -21,12 +22,12 @@ from dpo_data import lineage, pipeline
 from dpo_data.admission import admit
 from dpo_data.config import Gates, Lineage, Recipe, dump, load, parse
 from dpo_data.engines.vllm import Vllm
-from dpo_data.errors import DpoDataError, InputError, RecipeError, StaleRun
+from dpo_data.errors import DpoDataError, GateClosed, InputError, RecipeError, StaleRun
 from dpo_data.evaluation.schema import Gain
 from dpo_data.report.rounds import report_rounds, rounds_words
 from dpo_data.rounds import Round, best, rounds, stopped
 from dpo_data.rows import Prompt, Sample
-from dpo_data.rundir import RunDir
+from dpo_data.rundir import RunDir, stage_recipe
 from dpo_data.seams import Completed, Output
 from dpo_data.status import status
 from flows import deploy
@@ -35,8 +36,8 @@ from flows.sample_and_train import sample_and_train
 Make = Callable[..., Recipe]
 
 
-def gain(low: float | None, value: float = 0.1, high: float | None = 0.2) -> Gain:
-    return Gain(value=value, low=low, high=high, tied=0.0, prompts=40, comparisons=160)
+def gain(low: float | None, value: float = 0.1, high: float | None = 0.2, prompts: int = 40) -> Gain:
+    return Gain(value=value, low=low, high=high, tied=0.0, prompts=prompts, comparisons=4 * prompts)
 
 
 def came_out(number: int, over_last: Gain | None, closed: Sequence[str] = ()) -> Round:
@@ -46,18 +47,18 @@ def came_out(number: int, over_last: Gain | None, closed: Sequence[str] = ()) ->
     return Round(**place, complete=True, **counts, **gains, closed=list(closed))
 
 
-outcomes = st.tuples(st.sampled_from([-0.3, -0.01, 0.0, 0.01, 0.3, None]), st.booleans())
+outcomes = st.tuples(st.sampled_from([-0.3, -0.01, 0.0, 0.01, 0.3, None]), st.booleans(), st.sampled_from([5, 6, 40]))
 
 
 @given(st.lists(outcomes, min_size=1, max_size=6), st.integers(1, 6))
-def test_rounds_go_on_for_as_long_as_each_is_certainly_better(made: list[tuple[float | None, bool]], count: int) -> None:
+def test_rounds_go_on_for_as_long_as_each_is_certainly_better(made: list[tuple[float | None, bool, int]], count: int) -> None:
     """Played to their end: only the last one may be unsure, and the best is the one before it."""
     played: list[Round] = []
-    for number, (low, is_closed) in enumerate(made, 1):
-        played.append(came_out(number, gain(low), ["min_win_rate"] if is_closed else []))
+    for number, (low, is_closed, prompts) in enumerate(made, 1):
+        played.append(came_out(number, gain(low, prompts=prompts), ["min_win_rate"] if is_closed else []))
         if stopped(played, count):
             break
-    sure = [low is not None and low > 0 and not is_closed for low, is_closed in made[: len(played)]]
+    sure = [low is not None and low > 0 and not is_closed and prompts > 5 for low, is_closed, prompts in made[: len(played)]]
     assert all(sure[:-1]) and len(played) <= count
     assert (stopped(played, count) is None) == (sure[-1] and len(played) < count)
     assert best(played) == ((len(played) if sure[-1] else len(played) - 1) or None)
@@ -70,6 +71,7 @@ def test_rounds_go_on_for_as_long_as_each_is_certainly_better(made: list[tuple[f
         (came_out(2, gain(-0.3, -0.2, -0.1)), "the gain of round 2 .* is −20.0 (−30.0 to −10.0) .*, which is a loss"),
         (came_out(2, gain(0.0)), "which includes zero"),
         (came_out(2, gain(None, 0.1, None)), "round 2 cannot be told from the model it began with"),
+        (came_out(2, gain(0.1, prompts=5)), "round 2 cannot be told from the model it began with"),
         (came_out(2, None), "round 2 cannot be told from the model it began with"),
         (came_out(2, gain(0.1), ["max_kl", "min_win_rate"]), "round 2 did not pass: max_kl, min_win_rate does not hold"),
         (came_out(3, gain(0.1)), "all 3 rounds are done"),
@@ -191,13 +193,16 @@ def trained(
     (model / ("adapter_config.json" if method == "lora" else "config.json")).write_text("{}")
     run.stage("train").finish(pairs=8)
     if evaluated:
-        told = gain(over, over + 0.05, over + 0.1).model_dump()
+        won = gain(over, over + 0.05, over + 0.1).model_dump()
         again = recipe.lineage is not None and recipe.lineage.round > 1
-        run.stage("evaluate").open({}, {}).finish(gain={"over_base": told, "over_last": told if again else None})
-    gates = [{"name": "min_win_rate", "holds": not closed}]
-    run.write(
-        "report.json", json.dumps({"name": recipe.name, "evaluate": {} if not evaluated else {"prompts": 9}, "gates": gates})
-    )
+        run.stage("evaluate").open({}, {}).finish(gain={"over_base": won, "over_last": won if again else None})
+    told = {
+        "name": recipe.name,
+        "stages": {"evaluate": {"state": "complete" if evaluated else "not begun"}},
+        "gates": [{"name": "min_win_rate", "after": "evaluate", "holds": not closed}],
+        "evaluate": {"prompts": 9} if evaluated else {},
+    }
+    run.write("report.json", json.dumps(told))
     return run
 
 
@@ -221,6 +226,8 @@ def test_a_run_goes_on_from_the_newest_that_passed(tmp_path: Path) -> None:
     trained(RunDir(tmp_path / "d4"), going_on(sample=other))
     trained(RunDir(tmp_path / "d5"), recipe, evaluated=False)
     (tmp_path / "d6").mkdir()
+    trained(RunDir(tmp_path / "seed"), going_on(seed=1))
+    trained(RunDir(tmp_path / "holdout"), going_on(prompts={"path": "p", "holdout": 0.3, "near_duplicates": 1}))
 
     [(made, folder)] = rounds(recipe, RunDir(tmp_path / "d7"))
     assert folder.path == tmp_path / "d7"
@@ -228,8 +235,8 @@ def test_a_run_goes_on_from_the_newest_that_passed(tmp_path: Path) -> None:
     assert made.policy().adapter == str(good.path / "4-train" / "model") and made.policy().model == "models/base"
 
     lineage.keep(made, folder)
-    trained(RunDir(tmp_path / "d8"), recipe)
-    assert (found := lineage.newest(recipe, folder)) and found.path == tmp_path / "d8"
+    trained(RunDir(tmp_path / "d8"), asking("q", rounds={"continued": True}))
+    assert (found := lineage.newest(recipe, folder)) and found.path == tmp_path / "d8", "of other prompts, held out alike"
     assert [again for again, _ in rounds(recipe, folder)] == [made], "what is decided stays"
 
 
@@ -268,7 +275,8 @@ def test_two_processes_cannot_begin_one_run_from_two_models(tmp_path: Path) -> N
 
 
 def test_only_the_first_round_has_its_sft_step_and_each_its_own_tag(tmp_path: Path) -> None:
-    recipe = asking("p", train={"model": "models/other", "sft": {}}, publish={"repo_id": "me/pairs"}, rounds={"count": 2})
+    train = {"model": "models/other", "chat_template": "t.jinja", "sft": {}}
+    recipe = asking("p", train=train, publish={"repo_id": "me/pairs"}, rounds={"count": 2})
     top = RunDir(tmp_path / "concise")
     first, folder = next(rounds(recipe, top))
     assert first.train and first.train.sft and first.policy().model == "models/other"
@@ -276,6 +284,10 @@ def test_only_the_first_round_has_its_sft_step_and_each_its_own_tag(tmp_path: Pa
     second, _ = list(rounds(recipe, top))[-1]
     assert second.train and second.train.sft is None and second.policy().model == "models/other"
     assert second.lineage and second.lineage.base == "models/other"
+    assert [made.sample.engine.chat_template for made in (first, second) if isinstance(made.sample.engine, Vllm)] == [
+        None,
+        "t.jinja",
+    ], "it samples as it was trained"
     assert [made.publish and made.publish.tag for made in (first, second)] == ["concise-round-1", "concise-round-2"]
 
 
@@ -311,6 +323,85 @@ def test_the_page_says_which_round_is_best_and_why_it_ends(tmp_path: Path) -> No
     assert [line for line in status(RunDir(tmp_path)).splitlines() if "round-" in line] == [
         str(tmp_path / f"round-{number}") for number in (1, 2, 3)
     ]
+
+
+class Tying(Vllm):
+    """Answers with three lengths; with an adapter, two of them are the same."""
+
+    def build(self) -> Any:
+        return TyingEngine(self.adapter or self.model, [5, 5, 7] if self.adapter else [5, 6, 7])
+
+
+@dataclass
+class TyingEngine:
+    model: str
+    lengths: list[int]
+
+    def complete(self, requests: Any, sampling: Any) -> Iterator[Completed]:
+        answers = [Output(" ".join(f"word{at}" for at in range(length)), "stop", length) for length in self.lengths]
+        yield from (Completed(request.id, answers) for request in requests)
+
+    def close(self) -> None: ...
+
+
+@pytest.fixture
+def gated(tiny_model: str, prompts: Callable[[int], str]) -> Make:
+    """Makes a recipe of two rounds with these tables."""
+
+    def make(**tables: Any) -> Recipe:
+        recipe = asking(prompts(60), rounds={"count": 2, "reused": False}, **tables)
+        sample = recipe.sample.model_copy(update={"n": 3, "engine": Tying(model=tiny_model)})
+        return recipe.model_copy(update={"sample": sample})
+
+    return make
+
+
+def play_first(recipe: Recipe, top: RunDir) -> None:
+    """The first round up to its evaluation; training, which certainly helped, and evaluation are made up."""
+    made, run = next(rounds(recipe, top))
+    for name in ("sample", "rank", "pair"):
+        pipeline.run_stage(name, made, run, lambda *_: None)
+    later_stages.trained(run)
+    later_stages.evaluated(run, quality=5.0)
+    for name in ("train", "evaluate"):
+        stage = pipeline.STAGES[name]
+        begun = stage_recipe(stage.settings(made), stage.inputs(made, run))
+        run.stage(name).write_text("recipe.json", json.dumps(begun))
+
+
+def in_flow(recipe: Recipe, run: RunDir) -> None:
+    sample_and_train(recipe, str(run.path))
+
+
+class TestAClosedGate:
+    @pytest.mark.usefixtures("on_prefect")
+    @pytest.mark.parametrize("play", [pipeline.run, in_flow])
+    def test_ends_the_rounds(
+        self, play: Callable[[Recipe, RunDir], Any], gated: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("HF_TOKEN", "hf_nobody")
+        recipe, top = gated(gates={"min_win_rate": 0.999}, publish={"repo_id": "me/pairs"}), RunDir(tmp_path / "run")
+        play_first(recipe, top)
+        play(recipe, top)
+        told = json.loads((top.path / "rounds.json").read_text())
+        assert told["stopped"] == "round 1 did not pass: min_win_rate does not hold" and told["best"] is None
+        assert len(top.rounds) == 1 and not top.round(1).stage("publish").path.exists()
+
+    def test_ends_them_before_a_later_round_trains(self, gated: Make, tmp_path: Path) -> None:
+        recipe, top = gated(gates={"max_tie_rate": 0.2}), RunDir(tmp_path / "run")
+        play_first(recipe, top)
+        pipeline.run(recipe, top)
+        told = json.loads((top.path / "rounds.json").read_text())
+        assert told["stopped"] == "round 2 did not pass: max_tie_rate does not hold" and told["best"] == 1
+        assert top.round(2).stage("pair").manifest and not top.round(2).stage("train").path.exists()
+        assert "not evaluated" in (top.path / "rounds.html").read_text() and "2        is not evaluated" in rounds_words(top)
+
+    def test_is_an_error_where_nothing_is_trained(self, gated: Make, tmp_path: Path) -> None:
+        recipe, top = gated(gates={"min_pairs": 10_000}), RunDir(tmp_path / "run")
+        with pytest.raises(GateClosed, match="neither published nor trained on: min_pairs = 10000"):
+            pipeline.run(recipe, top)
+        told = json.loads((top.path / "rounds.json").read_text())
+        assert told["stopped"] == "round 1 did not pass: min_pairs does not hold" and told["best"] is None
 
 
 class Shorter(Vllm):

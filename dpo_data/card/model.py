@@ -26,7 +26,7 @@ def model_card(recipe: Recipe, run: RunDir, files: Collection[str], tag: str) ->
     assert publish is not None and publish.model_repo_id is not None
     paired, trained, evaluated = (run.stage(name).manifest for name in ("pair", "train", "evaluate"))
     assert paired and trained
-    base, revision = _base(recipe, trained)
+    base, revision = _base(recipe, run, trained)
     licence = _licence(base, revision)
     recipe_text = withheld(nameless(dump(recipe)))
     return render(
@@ -78,11 +78,14 @@ def curves(run: RunDir) -> bytes:
     return curves_png(facts.history(run), marks(training(run, run.stage("train").require())))
 
 
-def _base(recipe: Recipe, trained: dict[str, Any]) -> tuple[str, str | None]:
-    """The model that all training began with, and its commit or content hash."""
+def _base(recipe: Recipe, run: RunDir, trained: dict[str, Any]) -> tuple[str, str | None]:
+    """The model that all training began with, and its commit or content hash. Where an earlier round has trained whole weights,
+    evaluate has noted it, with its adapter's behind a plus sign; else it is as the recipe names it."""
     lineage = recipe.lineage
     if lineage and lineage.base != trained["model"]:
-        return lineage.base, lineage.revision
+        begun = run.stage("evaluate").recipe or {"inputs": {}}
+        noted: str | None = begun["inputs"].get("base")
+        return lineage.base, noted.partition("+")[0] if noted else lineage.revision
     return trained["model"], trained["model_revision"]
 
 

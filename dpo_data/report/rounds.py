@@ -25,10 +25,8 @@ def rounds_words(run: RunDir) -> str:
     rows = [("round", "gain over the base, and over the model it began with, in points of win rate")]
     for one in told.rounds:
         gains = ", ".join(points(gain) for gain in (one.over_base, one.over_last) if gain)
-        rows.append((f"{one.round}", gains if one.complete else "is not complete"))
-    rows.append(
-        ("best", f"round {told.best}" if told.best else "none: the first is not certainly better than what it began with")
-    )
+        rows.append((f"{one.round}", gains if one.complete else "is not evaluated" if one.closed else "is not complete"))
+    rows.append(("best", f"round {told.best}" if told.best else "none: the first did not pass"))
     if told.stopped:
         rows.append(("stopped", told.stopped))
     rows.append(("report", str(run.path / "rounds.html")))

@@ -101,7 +101,8 @@ def _training(report: Report) -> Told:
         yield name, number(key.get("loss"))
     if train.held_out:
         yield "loss on test pairs", number(train.held_out.get("loss"))
-        yield "accuracy on test pairs", percent(train.held_out.get("rewards/accuracies") or 0.0)
+        if (accuracy := train.held_out.get("rewards/accuracies")) is not None:
+            yield "accuracy on test pairs", percent(accuracy)
     if train.chosen_drop is not None:
         yield "fall of the chosen against the reference", f"{number(train.chosen_drop)} nats a token"
     if train.kl is not None:
