@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 from dpo_data.config import Policy, Recipe
-from dpo_data.errors import EmptyStage
+from dpo_data.errors import EmptyStage, Unfinished
 from dpo_data.evaluation.perplexity import perplexity
 from dpo_data.evaluation.schema import Perplexity
 from dpo_data.evaluation.sides import engine, policies
@@ -21,7 +21,8 @@ from dpo_data.seams import Progress, answer
 
 def evaluate(recipe: Recipe, run: RunDir, progress: Progress) -> dict[str, Any]:
     """Fill `5-evaluate` with base.parquet and trained.parquet, from the second round on last.parquet too (Sample rows),
-    rank.parquet (all their answers in one Ranking a prompt) and perplexity.json. Returns the manifest, an Evaluation."""
+    rank.parquet (all their answers in one Ranking a prompt) and perplexity.json. Returns the manifest, an Evaluation. Raises
+    Unfinished where the judge awaits an answer."""
     sampled, trained = run.stage("sample"), run.stage("train")
     sampled.require()
     training = trained.require()
@@ -34,11 +35,10 @@ def evaluate(recipe: Recipe, run: RunDir, progress: Progress) -> dict[str, Any]:
     sides = policies(recipe, training, trained.path)
     samples = {who: _answers(recipe, policy, who, prompts, stage, progress) for who, policy in sides.items()}
     if not (stage.path / "rank.parquet").exists():
-        with judging(recipe, run, "evaluate") as (judge, _):
-            rankings = sorted(judge.rank(shown(_together(samples), recipe.rank.thinking)), key=lambda row: row.prompt_id)
-        stage.write("rank.parquet", rankings, Ranking)
+        stage.write("rank.parquet", _ranked(recipe, run, list(_together(samples))), Ranking)
     told = _perplexity(recipe, sides, stage, progress)
-    found = summary(samples, stage.rows(Ranking, "rank.parquet"), recipe.evaluate, training, told)
+    test_pairs = run.stage("pair").require()["test"] - training.get("test_too_long", 0)
+    found = summary(samples, stage.rows(Ranking, "rank.parquet"), recipe.evaluate, training, told, test_pairs)
     return stage.finish(**found.model_dump(mode="json"))
 
 
@@ -72,12 +72,23 @@ def _answers(recipe: Recipe, policy: Policy, who: str, prompts: list[Prompt], st
 
 
 def _together(samples: Mapping[str, list[Sample]]) -> Iterator[Sample]:
-    """One group a prompt with the answers of all sides, for the prompts that all could answer."""
+    """One group a prompt with the answers of all sides, for the prompts that any could answer."""
     by_id = [{row.prompt_id: row for row in rows} for rows in samples.values()]
     for id, first in by_id[0].items():
-        rows = [of_side[id] for of_side in by_id]
-        if not any(row.error for row in rows):
-            yield replace(first, completions=[one for row in rows for one in row.completions])
+        completions = [one for of_side in by_id for one in of_side[id].completions]
+        if completions:
+            yield replace(first, completions=completions, error=None)
+
+
+def _ranked(recipe: Recipe, run: RunDir, groups: list[Sample]) -> list[Ranking]:
+    """What the judge makes of each group, by the ids of the prompts."""
+    with judging(recipe, run, "evaluate") as (judge, _):
+        rankings = sorted(judge.rank(shown(groups, recipe.rank.thinking)), key=lambda row: row.prompt_id)
+    missing = {group.prompt_id for group in groups} - {row.prompt_id for row in rankings}
+    if missing:
+        told = f"{len(groups) - len(missing)} of {len(groups)} held-out prompts are ranked"
+        raise Unfinished(told, "Run again to collect the others.")
+    return rankings
 
 
 def _perplexity(recipe: Recipe, sides: Mapping[str, Policy], stage: Stage, progress: Progress) -> Perplexity | None:

@@ -1,6 +1,11 @@
 """What evaluation says of base and trained model, and how sure it is."""
 
+import json
 import math
+import shutil
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,20 +14,24 @@ from hypothesis import given
 from hypothesis import strategies as st
 from test_report import echo_run, train
 
+from dpo_data import evaluate as stage
 from dpo_data.audit.bootstrap import LIMIT
-from dpo_data.config import Evaluate, Lineage, Recipe, parse
-from dpo_data.errors import InputError, RecipeError
+from dpo_data.config import Evaluate, Lineage, Policy, Recipe, parse
+from dpo_data.engines.echo import EchoEngine
+from dpo_data.errors import InputError, RecipeError, TrainError, Unfinished
 from dpo_data.evaluation.comparisons import Comparison, gain
-from dpo_data.evaluation.perplexity import rise, texts
+from dpo_data.evaluation.perplexity import perplexity, rise, texts
 from dpo_data.evaluation.perplexity_child import stretches
 from dpo_data.evaluation.schema import Evaluation, Gain, Perplexity
 from dpo_data.evaluation.sides import engine, policies
 from dpo_data.evaluation.summary import parses, summary
 from dpo_data.evaluation.verdict import FEWEST, verdict
+from dpo_data.judges.rule import Rule, RuleJudge
 from dpo_data.length_control import fit
 from dpo_data.report import report
 from dpo_data.rows import Completion, Ranking, Sample
 from dpo_data.rundir import RunDir
+from dpo_data.seams import Completed, Request, Sampling
 
 Answers = list[tuple[str, float | None]]
 
@@ -218,6 +227,112 @@ def test_a_verdict_says_no_more_than_its_interval(found: Gain | None, said: str)
     assert verdict(found) == said
 
 
+# What could not be scored
+
+
+def blamed(rankings: Iterable[Ranking]) -> list[Ranking]:
+    """The same, where each answer without a score is itself the reason, as the rule judge and the reward model say it."""
+
+    def errors(row: Ranking) -> list[dict[str, Any]]:
+        without = [id for id, score in zip(row.completion_ids, row.scores, strict=True) if score is None]
+        return [{"kind": "error", "completion_id": id, "error": "the rule returned None"} for id in without]
+
+    return [replace(row, transcript=json.dumps(errors(row))) for row in rankings]
+
+
+def failed(answered: Iterable[Sample], prompts: int) -> list[Sample]:
+    """The same, where the first so many prompts failed."""
+    return [replace(row, completions=[], error="lost") if at < prompts else row for at, row in enumerate(answered)]
+
+
+@pytest.mark.parametrize("n", [1, 3])
+def test_a_model_that_says_nothing_does_not_win_by_it(n: int) -> None:
+    """With a rule that wants few words and cannot judge none: of 40 prompts the trained model has a word to say to 8."""
+    few: list[tuple[Answers, Answers]] = [
+        ([("one two three", None)] * n, [("one" if at < 8 else "", None)] * n) for at in range(40)
+    ]
+    samples, _ = compared(*few)
+    judge = Rule(rule="concise").build(Rule(rule="concise"), 0, lambda settings: pytest.fail("it asks nobody"))
+    rankings = list(judge.rank(stage._together(samples)))
+    judge.close()
+    told = summary(samples, rankings, Evaluate(n=n, thresholds={"short": -2}), {})
+    assert told.trained.win_rate == pytest.approx(0.2) and told.verdict.startswith("worse: 20 % of comparisons won")
+    assert (told.trained.judged, told.trained.judged_share, told.base.judged_share) == (8 * n, 0.2, 1.0)
+    assert told.worse[0] == "fewer answers that were judged: 100 % → 20 %"
+    assert told.trained.shares == {"short": 0.2} and told.base.shares == {"short": 0.0}
+    assert (told.moved.improved, told.moved.harmed, told.moved.same) == (8, 32, 0)
+    assert told.trained.failed == 0
+
+
+def test_a_prompt_at_which_one_side_failed_is_lost_by_it() -> None:
+    samples, rankings = compared(*[([("a", 1.0), ("b", 1.0)], [("c", 2.0), ("d", 2.0)])] * 20)
+    theirs = [replace(row, completion_ids=row.completion_ids[:2], scores=row.scores[:2]) for row in rankings[:15]]
+    told = summary({**samples, "trained": failed(samples["trained"], 15)}, [*theirs, *rankings[15:]], Evaluate(n=2), {})
+    assert told.trained.win_rate == 0.25 and told.moved.harmed == 15 and told.verdict.startswith("worse: ")
+    assert (told.trained.failed, told.trained.answers, told.trained.judged_share) == (15, 10, 0.25)
+    assert told.worse[:2] == ["fewer answers that were judged: 100 % → 25 %", "more prompts without any answer: 0 → 15"]
+    both = {who: failed(rows, 15) for who, rows in samples.items()}
+    assert summary(both, rankings[15:], Evaluate(n=2), {}).trained.win_rate == 1.0, "where both failed nothing is compared"
+
+
+def test_the_judge_sees_what_the_others_said_where_one_side_failed() -> None:
+    samples, _ = compared(*[([("a", 1.0)], [("b", 1.0)])] * 3)
+    groups = list(stage._together({"base": failed(samples["base"], 2), "trained": failed(samples["trained"], 1)}))
+    assert [(row.prompt_id, [one.text for one in row.completions], row.error) for row in groups] == [
+        ("001", ["b"], None),
+        ("002", ["a", "b"], None),
+    ]
+
+
+def test_what_the_judge_left_out_by_itself_is_no_loss() -> None:
+    """The same scores, with no word that an answer is to blame; a prompt without any score, whoever is to blame; and a judge
+    that abstains."""
+    known: tuple[Answers, Answers] = ([("a", 1.0)], [("b", 2.0)])
+    unread: tuple[Answers, Answers] = ([("a", 1.0), ("b", 1.0)], [("c", 2.0), ("d", None)])
+    silent: tuple[Answers, Answers] = ([("a", None)], [("b", None)])
+    assert evaluated(known, unread).trained.win_rate == 1.0
+    samples, rankings = compared(known, unread, silent)
+    assert summary(samples, blamed(rankings), Evaluate(), {}).trained.win_rate == pytest.approx((1 + 0.5) / 2)
+    abstained = [rankings[0], *(replace(row, abstained="it could not decide") for row in blamed(rankings)[1:])]
+    assert summary(samples, abstained, Evaluate(), {}).trained.win_rate == 1.0
+    told = summary(samples, blamed(rankings), Evaluate(thresholds={"good": 1}), {})
+    assert told.trained.shares == {"good": pytest.approx(2 / 3)} and told.base.shares == {"good": 1.0}, "the silent one is out"
+
+
+@pytest.mark.parametrize(
+    ("answers", "moved"),
+    [
+        ([("b", 5.0), ("", None), ("", None)], (0, 1, 0)),  # what it says is better, and mostly it says nothing
+        ([("b", 0.5), ("b", 2.0), ("", None)], (0, 1, 0)),
+        ([("b", 2.0), ("b", 2.0), ("", None)], (1, 0, 0)),
+        ([("b", 2.0), ("", None)], (0, 0, 1)),
+        ([("", None)], (0, 1, 0)),
+    ],
+)
+def test_a_prompt_is_answered_worse_where_more_comparisons_are_lost(answers: Answers, moved: tuple[int, int, int]) -> None:
+    samples, rankings = compared(([("a", 1.0)], answers))
+    told = summary(samples, blamed(rankings), Evaluate(), {}).moved
+    assert (told.improved, told.harmed, told.same) == moved
+
+
+def test_a_member_of_the_judge_may_say_that_an_answer_could_not_be_scored() -> None:
+    samples, (ranking,) = compared(([("a", 1.0)], [("b", 2.0), ("", None)]))
+    told = [{"kind": "member", "judge": "r", "transcript": json.loads(blamed([ranking])[0].transcript)}]
+    nested = replace(ranking, transcript=json.dumps(told))
+    assert summary(samples, [nested], Evaluate(), {}).trained.win_rate == 0.5
+
+
+@given(PROMPTS)
+def test_what_could_not_be_scored_mirrors_too(prompts: Any) -> None:
+    def told(of: Any) -> Evaluation:
+        samples, rankings = compared(*of)
+        return summary(samples, blamed(rankings), SETTINGS, {})
+
+    one, other = told(prompts), told([(b, a) for a, b in prompts])
+    assert one.trained.win_rate == pytest.approx(1 - other.trained.win_rate)
+    assert (one.moved.improved, one.moved.harmed) == (other.moved.harmed, other.moved.improved)
+
+
 # What got worse
 
 
@@ -236,10 +351,38 @@ def test_what_got_worse_is_said_and_what_may_be_chance_says_so() -> None:
         "length drifts: 3.0 → 1.0 words an answer, 67 % fewer; wanted or not",
         "25 prompts are answered worse than before, and 0 better",
     ]
+    assert "worse than before, which may be chance, and 0 better" in evaluated(*fell[5:8]).worse[-1], "three are too few"
     little = [*zip(answered(20, 40, "one"), [*answered(0, 1, "one"), *answered(19, 39, "one")], strict=True)]
     assert (
         evaluated(*little, thresholds={"good": 3}).worse[0] == "fewer answers that are good: 50 % → 48 %, which may be chance"
     )
+
+
+@pytest.mark.parametrize(("harmed", "improved"), [(22, 18), (5, 0), (6, 0), (14, 6), (15, 6), (15, 5), (3, 25), (2600, 2400)])
+def test_prompts_answered_worse_are_chance_by_the_sign_test(harmed: int, improved: int) -> None:
+    """A two-sided binomial test, counted out."""
+    cases = harmed + improved
+    above = sum(math.comb(cases, at) for at in range(harmed, cases + 1))
+    moves = [*[([("a", 2.0)], [("b", 1.0)])] * harmed, *[([("a", 1.0)], [("b", 2.0)])] * improved]
+    (said,) = [one for one in evaluated(*moves).worse if "answered worse" in one]  # type: ignore[arg-type]
+    assert ("chance" in said) == (harmed <= improved or 40 * above >= 2**cases), said
+
+
+def test_a_model_that_falls_silent_is_said_to() -> None:
+    told = evaluated(*[([("one two three", 1.0)], [("", 1.0)])] * 9)
+    assert told.worse == ["length drifts: 3.0 → 0.0 words an answer, 100 % fewer; wanted or not"]
+
+
+@pytest.mark.parametrize(("cut", "chance"), [(9, ""), (1, ", which may be chance")])
+def test_a_rise_in_answers_cut_off_is_said(cut: int, chance: str) -> None:
+    samples, rankings = compared(*[([("a", 1.0)], [("a", 1.0)])] * 20)
+    trained = [
+        replace(row, completions=[replace(one, finish_reason="length" if at < cut else "stop") for one in row.completions])
+        for at, row in enumerate(samples["trained"])
+    ]
+    told = summary({**samples, "trained": trained}, rankings, Evaluate(), {})
+    assert told.worse == [f"more answers cut off: 0 % → {5 * cut} %{chance}"] and told.base.cut_off == 0.0
+    assert summary({"base": trained, "trained": samples["base"]}, rankings, Evaluate(), {}).worse == []
 
 
 def test_nothing_is_worse_where_nothing_is() -> None:
@@ -254,13 +397,16 @@ def test_what_training_and_another_text_tell_is_there_too() -> None:
     text = Perplexity(path="notes.txt", texts=1, tokens=9, base=18.25, trained=20.5, rise=Gain.model_construct(value=0.123, low=0.09, high=0.15))  # fmt: skip  # noqa: E501
     alarm = {"name": "chosen_falls", "step": 40, "value": 0.3, "limit": 0.25, "said": "Chosen answers fall"}
     training = {"held_out": {"rewards/accuracies": 0.4, "rewards/margins": math.nan}, "health": {"alarms": [alarm]}}
-    told = summary(samples, rankings, Evaluate(), training, text)
-    assert told.held_out and told.held_out.accuracy == 0.4 and told.held_out.margin is None
+    told = summary(samples, rankings, Evaluate(), training, text, 200)
+    assert told.held_out and told.held_out.accuracy == 0.4 and told.held_out.margin is None and told.held_out.pairs == 200
     assert told.worse == [
         "of the test pairs it tells only 40 % right",
         "perplexity of notes.txt: 18.25 → 20.5, 12 % more",
         "while it trained: Chosen answers fall (step 40)",
     ]
+    for few in (20, None):
+        said = summary(samples, rankings, Evaluate(), training, text, few).worse[0]
+        assert said == "of the test pairs it tells only 40 % right, which may be chance"
 
 
 def test_a_win_by_length_is_called_one() -> None:
@@ -342,6 +488,84 @@ def test_who_stands_on_each_side(tmp_path: Any) -> None:
     assert engine(later, policies(later, {}, tmp_path)["base"]).args == {"seed": 1}, "as it sampled"
 
 
+@dataclass
+class Answering:
+    """The echo engine on one side; the trained model says a word more. `asked` is told of each request."""
+
+    model: str
+    asked: list[tuple[str, str, int, Sampling]]
+    engine: EchoEngine = field(default_factory=EchoEngine)
+
+    def complete(self, requests: Iterable[Request | None], sampling: Sampling) -> Iterator[Completed]:
+        for request in requests:
+            assert request
+            self.asked.append((self.model, request.id, request.seed, dict(sampling)))
+            (told,) = self.engine.complete([request], sampling)
+            more = " too" if self.model == "trained" else ""
+            yield replace(told, outputs=[replace(one, text=one.text + more) for one in told.outputs])
+
+    def close(self) -> None: ...
+
+
+Begin = Callable[[], tuple[Recipe, RunDir, list[tuple[str, str, int, Sampling]]]]
+
+
+@pytest.fixture
+def begin(run: tuple[Recipe, RunDir], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Begin:
+    """Copies of one run up to training, each with what its sides are asked."""
+    made = parse({**run[0].model_dump(mode="json", exclude_unset=True), "train": {"model": "m"}, "evaluate": {"n": 3}})
+    copies = iter(range(9))
+
+    def copy() -> tuple[Recipe, RunDir, list[tuple[str, str, int, Sampling]]]:
+        asked: list[tuple[str, str, int, Sampling]] = []
+
+        def of(recipe: Recipe, policy: Policy) -> Any:
+            return type("Table", (), {"build": lambda self: Answering("trained" if policy.adapter else "base", asked)})()
+
+        monkeypatch.setattr(stage, "engine", of)
+        folder = shutil.copytree(run[1].path, tmp_path / str(next(copies)))
+        shutil.rmtree(folder / "5-evaluate", ignore_errors=True)
+        return made, RunDir(folder), asked
+
+    return copy
+
+
+def test_both_sides_are_asked_the_same(begin: Begin) -> None:
+    made, run, asked = begin()
+    stage.evaluate(made, run, lambda *told: None)
+    sides = {who: [what for side, *what in asked if side == who] for who in ("base", "trained")}
+    assert sides["base"] == sides["trained"] and len(sides["base"]) == run.stage("sample").require()["held_out"]
+    assert all(sampling == {**made.sample.sampling, "n": 3} for _, _, sampling in sides["base"])
+    assert made.sample.sampling["max_tokens"] == 8 and len({seed for _, seed, _ in sides["base"]}) == len(sides["base"])
+
+
+def test_an_evaluation_that_was_killed_comes_out_the_same(begin: Begin, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Killed while the trained model answers, and then with a judge that still owes rankings."""
+    made, whole, asked_once = begin()
+    wanted = stage.evaluate(made, whole, lambda *told: None)
+    assert wanted["verdict"].startswith("worse: ")
+
+    made, run, asked = begin()
+
+    def killed(name: str, done: int, total: int) -> None:
+        if (name, done) == ("evaluate trained", 3):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        stage.evaluate(made, run, killed)
+    with monkeypatch.context() as owing:
+        rank = RuleJudge.rank
+        owing.setattr(RuleJudge, "rank", lambda self, groups: iter(list(rank(self, groups))[:3]))
+        with pytest.raises(Unfinished, match=f"3 of {wanted['prompts']} held-out prompts are ranked. Run again"):
+            stage.evaluate(made, run, lambda *told: None)
+    assert not (run.stage("evaluate").path / "rank.parquet").exists()
+    found = stage.evaluate(made, run, lambda *told: None)
+    assert {key: found[key] for key in ("digest", *Evaluation.model_fields)} == {
+        key: wanted[key] for key in ("digest", *Evaluation.model_fields)
+    }
+    assert [who for who, *_ in asked].count("base") == len(asked_once) / 2 and len(asked) == len(asked_once) + 3
+
+
 # What was forgotten
 
 
@@ -376,3 +600,28 @@ def test_a_text_is_read_whole_and_what_else_there_is_by_its_turns(tmp_path: Any)
         list(texts(str(tmp_path / "c.md")))
     with pytest.raises(InputError, match="cannot be read"):
         list(texts(str(tmp_path / "none.txt")))
+
+
+@pytest.mark.parametrize(("who", "remedy"), [("base", "another base model"), ("trained", "a lower train.learning_rate")])
+@pytest.mark.parametrize("loss", [math.nan, math.inf, 1e6])
+def test_a_perplexity_that_is_no_number_is_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, who: str, remedy: str, loss: float
+) -> None:
+    class Child:
+        """Tells of two stretches under each model, base first."""
+
+        def __init__(self, *what: Any) -> None:
+            self.parts = iter({"parts": [[9.0, 3], [loss if side == who else 9.0, 3]]} for side in ("base", "trained"))
+
+        def send(self, told: Any) -> None: ...
+
+        def receive(self) -> Any:
+            return next(self.parts)
+
+        def close(self) -> None: ...
+
+    monkeypatch.setattr("dpo_data.evaluation.perplexity.Child", Child)
+    monkeypatch.setattr("dpo_data.evaluation.perplexity.find_model", lambda model, revision: model)
+    (tmp_path / "notes.txt").write_text("some text")
+    with pytest.raises(TrainError, match=f"The {who} model's perplexity of .*notes.txt is (nan|inf), no finite.*{remedy}"):
+        perplexity(str(tmp_path / "notes.txt"), {side: Policy("m") for side in ("base", "trained")}, lambda *told: None)

@@ -5,6 +5,7 @@ import re
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
+from html import unescape
 from html.parser import HTMLParser
 from pathlib import Path
 from statistics import fmean
@@ -377,7 +378,67 @@ def test_a_page_says_so_where_the_model_is_not_shown_to_be_better(copy: tuple[Re
     report(made, run)
     page = " ".join((run.path / "report.html").read_text().split())
     assert '<p class="verdict unsure"> Not shown to be better: ' in page
-    assert "2 prompts are answered worse than before, and 1 better" in page
+    assert "2 prompts are answered worse than before, which may be chance, and 1 better" in page
+
+
+def summarized(run: RunDir) -> dict[str, str]:
+    """The first section's questions and their answers, as one reads them."""
+    page = re.sub(r"<wbr>", "", (run.path / "report.html").read_text())
+    section = page.partition('<section id="summary">')[2].partition("</section>")[0]
+    both = re.findall(r"<dt>(.*?)</dt><dd>(.*?)</dd>", section, re.DOTALL)
+    return {question: " ".join(unescape(re.sub(r"<[^>]+>", " ", answer)).split()) for question, answer in both}
+
+
+def test_the_first_section_answers_its_questions(whole: Whole) -> None:
+    _, run, told = whole
+    pairs, count, ties = told["pairs"], told["evaluate"]["prompts"], told["audit"]["ties"]["value"]
+    answers = summarized(run)
+    assert list(answers) == [
+        "What data?", "How good is it?", "What did training do?", "Is the model better?", "By how much?",
+        "How sure is that?", "What got worse?",
+    ]  # fmt: skip
+    data, good, training, better, much, sure, worse = answers.values()
+    assert f"{pairs['train'] + pairs['test']} pairs of a chosen and a rejected answer, {pairs['test']} of them kept" in data
+    assert f"from 61 prompts with 4 answers each by echo. {sum(pairs['dropped'].values())} prompts and pairs" in data
+    assert good.startswith(f"rule:concise ranked the answers. It abstains on 0 % of prompts and ties {percent(ties)} of twos.")
+    assert training.startswith(
+        "m saw 30 pairs in 15 steps; the loss went from 0.69 to 0.41, and of the test pairs it tells 80 %"
+    )
+    assert better == "Better: 75 % of comparisons won, 95 % interval 75–75 %."
+    assert much.startswith("Concise and correct: 50 % → 100 %, +50 points (+50 to +50). Correct: 100 % → 100 %, +0 points")
+    assert f"{count} prompts are answered better than before, 0 worse, 0 the same." in much
+    assert sure.startswith(f"{4 * count} comparisons on {count} held-out prompts, 50 % of them ties.")
+    assert worse.startswith("Nothing that was measured.")
+
+
+def test_a_model_that_answers_little_is_told_of_everywhere(copy: tuple[Recipe, RunDir]) -> None:
+    """The rule could score none of its answers to five prompts, and at two it failed."""
+    made, run = copy
+    count = run.stage("sample").require()["held_out"]
+    scored(run, [(2.0, None)] * 5 + [(2.0, 2.0)] * (count - 5))
+    stage, error = run.stage("evaluate"), {"kind": "error", "error": "the rule returned None"}
+    rankings = [
+        replace(row, transcript=json.dumps([{**error, "completion_id": id} for id in row.completion_ids[1:]]))
+        for row in stage.rows(Ranking, "rank.parquet")
+    ]
+    samples = {who: list(stage.rows(Sample, f"{who}.parquet")) for who in ("base", "trained")}
+    samples["trained"][-2:] = [replace(row, completions=[], error="lost") for row in samples["trained"][-2:]]
+    stage.write("trained.parquet", samples["trained"], Sample)
+    stage.write("rank.parquet", rankings, Ranking)
+    stage.finish(**summary(samples, rankings, Evaluate(n=1), {}).model_dump(mode="json"))
+    told = report(made, run)
+    assert [(one["moved"], one["change"], one["score_trained"]) for one in told["examples"]["evaluate"]] == [
+        ("harmed", None, None)
+    ] * 4
+    answers, page = summarized(run), " ".join((run.path / "report.html").read_text().split()).replace("\u00a0", " ")
+    assert answers["Is the model better?"].startswith("Worse: ") and "Of 7 prompts that are answered worse" in page
+    judged = percent((count - 7) / count)
+    assert f"Fewer answers that were judged: 100 % → {judged}." in answers["What got worse?"]
+    assert "More prompts without any answer: 0 → 2" in answers["What got worse?"]
+    row = page.partition('<span class="name">answers that were judged')[2].partition("</div>")[0]
+    assert f"<s>100 %</s> {judged}</span>" in row
+    row = page.partition('<span class="name">prompts without any answer')[2].partition("</div>")[0]
+    assert "<s>0</s> 2</span>" in row
 
 
 def test_markup_in_a_marked_answer_does_nothing_in_a_browser(whole: Whole) -> None:

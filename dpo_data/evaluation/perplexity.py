@@ -11,7 +11,7 @@ import numpy as np
 
 from dpo_data.child import Child
 from dpo_data.config import Policy
-from dpo_data.errors import InputError
+from dpo_data.errors import InputError, TrainError
 from dpo_data.evaluation.figures import estimate
 from dpo_data.evaluation.schema import Estimate, Perplexity
 from dpo_data.formats.prompts import evaluation_texts
@@ -45,7 +45,8 @@ def texts(path: str) -> Iterator[str]:
 
 
 def perplexity(path: str, policies: Mapping[str, Policy], progress: Progress) -> Perplexity:
-    """Of base and trained model. Raises InputError where the text has no two tokens, or the models tell it apart otherwise."""
+    """Of base and trained model. Raises InputError where the text has no two tokens, or the models tell it apart otherwise, and
+    TrainError where a perplexity is not finite."""
     sides = {who: policies[who] for who in ("base", "trained")}
     found: dict[str, np.ndarray] = {}
     with closing(
@@ -66,11 +67,24 @@ def perplexity(path: str, policies: Mapping[str, Policy], progress: Progress) ->
             f"{path} gives base and trained model other tokens, or none, so its perplexities cannot be compared",
             "Name a longer text under evaluate.perplexity, or leave it out.",
         )
-    value = {who: float(np.exp(parts[:, 0].sum() / parts[:, 1].sum())) for who, parts in found.items()}
+    value = {who: _finite(who, parts, path) for who, parts in found.items()}
     return Perplexity(
         path=path, texts=len(said), tokens=int(base[:, 1].sum()), base=value["base"], trained=value["trained"],
         rise=rise(base, trained),
     )  # fmt: skip
+
+
+def _finite(who: str, parts: np.ndarray, path: str) -> float:
+    """The perplexity, from negative log-likelihoods and tokens as `rise` takes them. Raises TrainError for no finite number."""
+    with np.errstate(over="ignore"):
+        value = float(np.exp(parts[:, 0].sum() / parts[:, 1].sum()))
+    if not np.isfinite(value):
+        remedy = {
+            "base": "Use another base model, or leave evaluate.perplexity out.",
+            "trained": "Its weights are broken: train again in a fork, with a lower train.learning_rate.",
+        }
+        raise TrainError(f"The {who} model's perplexity of {path} is {value}, no finite number", remedy[who])
+    return value
 
 
 def rise(base: np.ndarray, trained: np.ndarray) -> Estimate:

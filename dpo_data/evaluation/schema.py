@@ -21,8 +21,11 @@ class Gain(Estimate):
     """By how much the trained model's win rate is above one half: 0 is as good as the other, ½ wins every comparison."""
 
     tied: float = Field(description="share of comparisons in which both answers score the same, averaged over prompts")
-    prompts: int = Field(description="prompts in which both sides have an answer with a score")
-    comparisons: int = Field(description="comparisons: each answer of the one side with each of the other, prompt by prompt")
+    prompts: int = Field(description="prompts in which answers were compared")
+    comparisons: int = Field(
+        description="comparisons: each answer of the one side with each of the other, prompt by prompt; one that could not be "
+        "scored, or that a failed prompt lacks, loses against one with a score"
+    )
 
 
 class Gains(Part):
@@ -34,7 +37,8 @@ class Side(Part):
     score: float = Field(description="the headline share")
     measure: str = Field(description="what `score` is the share of")
     shares: dict[str, float] = Field(
-        description="share of judged answers that reach each threshold of the recipe, in its order"
+        description="share of judged answers that reach each threshold of the recipe, in its order; one that could not be "
+        "scored reaches none, nor does one that a failed prompt lacks, where another side's has a score"
     )
     mean_score: float | None = Field(description="the judge's mean score of an answer; null where it gave none")
     win_rate: float = Field(
@@ -46,7 +50,9 @@ class Side(Part):
         "one model's answers are always the longer, or because none was compared"
     )
     answers: int = Field(description="answers sampled")
+    failed: int = Field(description="prompts at which it failed, so that they have no answer")
     judged: int = Field(description="answers with a score")
+    judged_share: float = Field(description="the same as a share of all answers asked for, evaluate.n for each failed prompt")
     words: float = Field(description="mean words an answer")
     cut_off: float = Field(description="share of answers cut off at max_tokens")
     parsed: float | None = Field(description="share of answers that meet evaluate.must_parse; null where there is no such form")
@@ -57,22 +63,25 @@ class Changes(Part):
 
     shares: dict[str, Estimate] = Field(description="of each threshold's share, where answers of both have scores")
     mean_score: Estimate | None = Field(description="of the mean score; null where a side has none")
+    judged: Estimate | None = Field(description="of judged_share; null without a prompt")
+    failed: Estimate | None = Field(description="of the share of prompts at which it failed; null without a prompt")
     cut_off: Estimate | None = Field(description="of the share cut off; null where a side has no answer")
     parsed: Estimate | None = Field(description="of the share that meets evaluate.must_parse; null where there is none")
 
 
 class Moved(Part):
-    """Prompts by the mean score of the trained model's answers less that of the base's. Prompts without a score of both do not
-    count."""
+    """Prompts by the mean score of the trained model's answers less that of the base's; where some could not be scored, by who
+    wins more comparisons. Prompts in which nothing was compared do not count."""
 
-    improved: int = Field(description="prompts whose answers score higher after training")
-    harmed: int = Field(description="prompts whose answers score lower after training")
-    same: int = Field(description="prompts whose answers score the same")
+    improved: int = Field(description="prompts whose answers are better after training")
+    harmed: int = Field(description="prompts whose answers are worse after training")
+    same: int = Field(description="prompts whose answers are as good as before")
 
 
 class HeldOutPairs(Part):
     accuracy: float | None = Field(description="share of test.parquet's pairs in which the chosen answer has the higher reward")
     margin: float | None = Field(description="mean reward of the chosen answer less that of the rejected one")
+    pairs: int | None = Field(description="how many pairs these are; null where it is not known")
 
 
 class Perplexity(Part):

@@ -1,8 +1,6 @@
 """What evaluate's manifest tells, from the answers of all sides, their scores, and what training told."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import partial
-from operator import le
 from statistics import fmean
 from typing import Any
 
@@ -13,10 +11,10 @@ from dpo_data.config import Evaluate
 from dpo_data.evaluation.comparisons import (
     Comparison,
     Judgements,
+    change,
     compare,
     gain,
     judgements,
-    means,
     win_rate,
     win_rate_length_controlled,
 )
@@ -37,10 +35,12 @@ def summary(
     settings: Evaluate,
     trained: Mapping[str, Any],
     perplexity: Perplexity | None = None,
+    test_pairs: int | None = None,
 ) -> Evaluation:
-    """`rankings`: all sides' answers to a prompt in one row. `trained`: the manifest of train."""
+    """`rankings`: all sides' answers to a prompt in one row. `trained`: the manifest of train, which measured itself on so many
+    `test_pairs`."""
     rows = list(rankings)
-    judged = {who: judgements(answered, rows) for who, answered in samples.items()}
+    judged = {who: judgements(answered, rows, settings.n) for who, answered in samples.items()}
     compared = {who: compare(judged["trained"], judged[who]) for who in judged if who != "trained"}
     sides = {who: _side(samples[who], judged[who], *won, settings) for who, won in _won(compared).items()}
     over_base = gain(compared["base"])
@@ -52,8 +52,8 @@ def summary(
         gain=Gains(over_base=over_base, over_last=gain(compared["last"]) if "last" in compared else None),
         changes=_changes(samples, judged, settings),
         length=estimate(_parts(*_both(samples, lambda one: len(one.text.split()))), times),
-        moved=_moved(means(judged["base"]), means(judged["trained"])),
-        held_out=_held_out(trained.get("held_out") or {}),
+        moved=_moved(judged["base"], judged["trained"]),
+        held_out=_held_out(trained.get("held_out") or {}, test_pairs),
         perplexity=perplexity,
         verdict=verdict(over_base),
         worse=[],
@@ -81,8 +81,8 @@ def _won(compared: Mapping[str, Sequence[Sequence[Comparison]]]) -> dict[str, Wo
 
 
 def _side(answered: Sequence[Sample], judged: Judgements, wins: float, controlled: float | None, settings: Evaluate) -> Side:
-    scores = [one.score for of_prompt in judged.values() for one in of_prompt]
-    shares = {name: _share(score >= least for score in scores) for name, least in settings.thresholds.items()}
+    scores = _flat(_scores(judged))
+    shares = {name: _share(_flat(_reached(judged, least))) for name, least in settings.thresholds.items()}
     answers = [one for row in answered for one in row.completions]
     return Side(
         score=next(iter(shares.values()), wins),
@@ -92,7 +92,9 @@ def _side(answered: Sequence[Sample], judged: Judgements, wins: float, controlle
         win_rate=wins,
         win_rate_length_controlled=controlled,
         answers=len(answers),
+        failed=sum(row.error is not None for row in answered),
         judged=len(scores),
+        judged_share=_share(_flat(_asked(answered, judged, settings.n))),
         words=fmean(len(one.text.split()) for one in answers) if answers else 0.0,
         cut_off=_share(one.finish_reason == "length" for one in answers),
         parsed=_share(map(parses(settings.must_parse), (one.text for one in answers))) if settings.must_parse else None,
@@ -102,32 +104,62 @@ def _side(answered: Sequence[Sample], judged: Judgements, wins: float, controlle
 def _changes(samples: Samples, judged: Mapping[str, Judgements], settings: Evaluate) -> Changes:
     """The differences between trained and base, with their intervals."""
 
-    def of_scores(of: Callable[[float], float]) -> Estimate | None:
-        ours, theirs = ({id: [of(s.score) for s in row] for id, row in judged[who].items()} for who in ("trained", "base"))
+    def difference(ours: ByPrompt, theirs: ByPrompt) -> Estimate | None:
         return estimate(_parts(ours, theirs), apart)
 
-    def of_answers(of: Callable[[Completion], float]) -> Estimate | None:
-        return estimate(_parts(*_both(samples, of)), apart)
-
+    ours, theirs = judged["trained"], judged["base"]
     has_form = parses(settings.must_parse) if settings.must_parse else None
-    shares = {name: of_scores(partial(le, least)) for name, least in settings.thresholds.items()}
+    shares = {name: difference(_reached(ours, least), _reached(theirs, least)) for name, least in settings.thresholds.items()}
     return Changes(
         shares={name: change for name, change in shares.items() if change},
-        mean_score=of_scores(lambda score: score),
-        cut_off=of_answers(lambda one: one.finish_reason == "length"),
-        parsed=of_answers(lambda one: has_form(one.text)) if has_form else None,
+        mean_score=difference(_scores(ours), _scores(theirs)),
+        judged=difference(_asked(samples["trained"], ours, settings.n), _asked(samples["base"], theirs, settings.n)),
+        failed=difference(_failed(samples["trained"]), _failed(samples["base"])),
+        cut_off=difference(*_both(samples, lambda one: one.finish_reason == "length")),
+        parsed=difference(*_both(samples, lambda one: has_form(one.text))) if has_form else None,
     )
 
 
 ByPrompt = Mapping[str, Sequence[float]]
-"""A number of each answer, by prompt."""
+"""A number of each answer, or a mark of it, by prompt."""
 
 
 def _both(samples: Samples, of: Callable[[Completion], float]) -> tuple[ByPrompt, ByPrompt]:
     """Of the trained model's answers, and of the base's, in the order of the prompts' ids."""
-    ordered = {who: sorted(samples[who], key=lambda row: row.prompt_id) for who in ("trained", "base")}
-    trained, base = ({row.prompt_id: [of(one) for one in row.completions] for row in rows} for rows in ordered.values())
+    ordered = (_ordered(samples[who]) for who in ("trained", "base"))
+    trained, base = ({row.prompt_id: [of(one) for one in row.completions] for row in rows} for rows in ordered)
     return trained, base
+
+
+def _ordered(answered: Iterable[Sample]) -> list[Sample]:
+    return sorted(answered, key=lambda row: row.prompt_id)
+
+
+def _asked(answered: Iterable[Sample], judged: Judgements, n: int) -> ByPrompt:
+    """Of each answer that was asked for, n of a prompt that failed, whether it has a score."""
+    found = {}
+    for row in _ordered(answered):
+        scored = sum(one.score is not None for one in judged[row.prompt_id])
+        asked = n if row.error else len(row.completions)
+        found[row.prompt_id] = [1.0] * scored + [0.0] * (asked - scored)
+    return found
+
+
+def _failed(answered: Iterable[Sample]) -> ByPrompt:
+    return {row.prompt_id: [row.error is not None] for row in _ordered(answered)}
+
+
+def _scores(judged: Judgements) -> ByPrompt:
+    return {id: [one.score for one in of_prompt if one.score is not None] for id, of_prompt in judged.items()}
+
+
+def _reached(judged: Judgements, least: float) -> ByPrompt:
+    """Whether each answer scores so much. One that could not be scored does not."""
+    return {id: [one.score is not None and one.score >= least for one in of_prompt] for id, of_prompt in judged.items()}
+
+
+def _flat(numbers: ByPrompt) -> list[float]:
+    return [one for of_prompt in numbers.values() for one in of_prompt]
 
 
 def _parts(ours: ByPrompt, theirs: ByPrompt) -> np.ndarray:
@@ -136,22 +168,22 @@ def _parts(ours: ByPrompt, theirs: ByPrompt) -> np.ndarray:
     return np.array(rows, dtype=float).reshape(-1, 4)
 
 
-def _moved(before: Mapping[str, float], after: Mapping[str, float]) -> Moved:
-    both = [(before[id], after[id]) for id in before if id in after]
+def _moved(before: Judgements, after: Judgements) -> Moved:
+    changes = [by for id in before if (by := change(before[id], after[id])) is not None]
     return Moved(
-        improved=sum(then < now for then, now in both),
-        harmed=sum(then > now for then, now in both),
-        same=sum(then == now for then, now in both),
+        improved=sum(by > 0 for by in changes),
+        harmed=sum(by < 0 for by in changes),
+        same=sum(by == 0 for by in changes),
     )
 
 
-def _held_out(metrics: Mapping[str, Any]) -> HeldOutPairs | None:
+def _held_out(metrics: Mapping[str, Any], pairs: int | None) -> HeldOutPairs | None:
     names = {"accuracy": "rewards/accuracies", "margin": "rewards/margins"}
     found = {name: metrics.get(metric) for name, metric in names.items()}
     known = {name: value if value is not None and np.isfinite(value) else None for name, value in found.items()}
-    return HeldOutPairs(**known) if any(value is not None for value in known.values()) else None
+    return HeldOutPairs(**known, pairs=pairs) if any(value is not None for value in known.values()) else None
 
 
-def _share(flags: Iterable[bool]) -> float:
+def _share(flags: Iterable[float]) -> float:
     marks = list(flags)
     return sum(marks) / len(marks) if marks else 0.0

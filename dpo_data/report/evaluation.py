@@ -4,9 +4,10 @@ import re
 from collections.abc import Iterator, Sequence
 from difflib import SequenceMatcher
 from itertools import product
-from statistics import fmean
+from math import inf
 from typing import Any
 
+from dpo_data.evaluation.comparisons import Scores, change, judged, scores
 from dpo_data.report import schema
 from dpo_data.report.facts import Thinned, mismatch, shown, shown_turns
 from dpo_data.rows import Completion, Ranking, Sample
@@ -39,39 +40,51 @@ def examples(run: RunDir) -> list[schema.EvaluateExample]:
 
 def _first(found: list[schema.EvaluateExample], sign: int) -> list[schema.EvaluateExample]:
     """Those that moved most, in this direction; of equals, those with the lesser ids."""
-    return sorted(found, key=lambda one: (sign * (one.change or 0.0), one.prompt_id))[:MOST]
+    return sorted(found, key=lambda one: (sign * _by(one), one.prompt_id))[:MOST]
+
+
+def _by(one: schema.EvaluateExample) -> float:
+    """How far the mean score moved; without bounds where that cannot be told in numbers."""
+    return one.change if one.change is not None else -inf if one.moved == "harmed" else inf
 
 
 def _examples(run: RunDir) -> Iterator[schema.EvaluateExample]:
     stage = run.stage("evaluate")
-    score_of = {
-        id: score
-        for row in stage.rows(Ranking, "rank.parquet")
-        for id, score in zip(row.completion_ids, row.scores, strict=True)
-        if score is not None
-    }
+    known = {row.prompt_id: scores(row) for row in stage.rows(Ranking, "rank.parquet")}
     for base, trained in zip(stage.rows(Sample, "base.parquet"), stage.rows(Sample, "trained.parquet"), strict=True):
         if base.prompt_id != trained.prompt_id:
             raise mismatch(str(stage.path), "base.parquet and trained.parquet answer different prompts")
-        if not base.completions or not trained.completions:
-            continue
-        before, after = (_scored(row, score_of) for row in (base, trained))
-        change = fmean(s for _, s in after) - fmean(s for _, s in before) if before and after else None
-        ours, theirs = (base.completions[0], trained.completions[0]) if change is None else _two(before, after, change)
-        yield schema.EvaluateExample(
-            prompt_id=base.prompt_id,
-            prompt=shown_turns(base.prompt),
-            base=shown(ours.text),
-            trained=shown(theirs.text),
-            score_base=score_of.get(ours.completion_id),
-            score_trained=score_of.get(theirs.completion_id),
-            moved=None if change is None else "improved" if change > 0 else "harmed" if change < 0 else "same",
-            change=change,
-        )
+        if base.completions or trained.completions:
+            yield _example(base, trained, known.get(base.prompt_id, {}))
 
 
-def _scored(row: Sample, score_of: dict[str, float]) -> list[Scored]:
-    return [(one, score_of[one.completion_id]) for one in row.completions if one.completion_id in score_of]
+def _example(base: Sample, trained: Sample, score_of: Scores) -> schema.EvaluateExample:
+    before, after = judged(base, score_of), judged(trained, score_of)
+    by = change(before, after)
+    told = None if any(one.score is None for one in before + after) else by
+    ours, theirs = _one(base, score_of, by == inf), _one(trained, score_of, by == -inf)
+    if told is not None:
+        ours, theirs = _two(_scored(base, score_of), _scored(trained, score_of), told)
+    return schema.EvaluateExample(
+        prompt_id=base.prompt_id,
+        prompt=shown_turns(base.prompt),
+        base=shown(ours.text) if ours else "",
+        trained=shown(theirs.text) if theirs else "",
+        score_base=score_of.get(ours.completion_id) if ours else None,
+        score_trained=score_of.get(theirs.completion_id) if theirs else None,
+        moved=None if by is None else "improved" if by > 0 else "harmed" if by < 0 else "same",
+        change=told,
+    )
+
+
+def _one(row: Sample, score_of: Scores, loses: bool) -> Completion | None:
+    """Its first answer: of the side that loses the first that could not be scored, where there is one."""
+    return min(row.completions, key=lambda one: (score_of.get(one.completion_id, 0.0) is None) != loses, default=None)
+
+
+def _scored(row: Sample, score_of: Scores) -> list[Scored]:
+    known = ((one, score_of.get(one.completion_id)) for one in row.completions)
+    return [(one, score) for one, score in known if score is not None]
 
 
 def _two(before: list[Scored], after: list[Scored], change: float) -> tuple[Completion, Completion]:

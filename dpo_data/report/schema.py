@@ -130,14 +130,17 @@ class EvaluateExample(Part):
 
     prompt_id: str = Field(description="the prompt's id")
     prompt: Messages = Field(description="the conversation")
-    base: str = Field(description="the base model's answer")
-    trained: str = Field(description="the trained model's answer")
+    base: str = Field(description="the base model's answer; empty where it failed")
+    trained: str = Field(description="the trained model's answer; empty where it failed")
     score_base: float | None = Field(description="the judge's score; null where it gave none")
     score_trained: float | None = Field(description="the judge's score; null where it gave none")
     moved: Literal["improved", "harmed", "same"] | None = Field(
-        description="what became of the mean score of all answers to the prompt; null where a side has no score"
+        description="what became of the mean score of all answers to the prompt; where some could not be scored, who wins more "
+        "comparisons; null where nothing was compared"
     )
-    change: float | None = Field(description="mean score of the trained model's answers less that of the base's; null as above")
+    change: float | None = Field(
+        description="mean score of the trained model's answers less that of the base's; null where one has no score"
+    )
 
 
 class Examples(Part):
