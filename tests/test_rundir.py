@@ -269,11 +269,12 @@ class TestManifest:
             "sample": {
                 *("shape", "read", "duplicates", "near_duplicates", "contaminated", "held_out", "prompts", "failed"),
                 *("model", "models", "model_revision", "sampling", "tokens", "tokens_here", "tools"),
+                *("policy", "reused", "chat_template_kwargs"),
             },
             "rank": {"prompts", "abstained", "judge", "calls", "tokens_here"},
             "pair": {
                 *("prompts", "paired", "candidates", "train", "test"),
-                *("dropped_prompts", "dropped_pairs", "tools", "length_control"),
+                *("dropped_prompts", "dropped_pairs", "tools", "chat_template_kwargs", "length_control"),
             },
         }.items():
             stage = run.stage(name)
