@@ -9,7 +9,6 @@ pairs once, optimizer included, and every rung has one in turn. Told are medians
 
 import json
 import random
-import resource
 import subprocess
 import sys
 import tempfile
@@ -215,7 +214,9 @@ def _peak(setting: Setting, folder: Path, rung: int) -> float:
 def _tell_peak(method: str, folder: str, rung: int) -> None:
     side = make_side(rung, replace(SETTING, method=method), Path(folder))
     side.steps()
-    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+    # Not ru_maxrss, which begins with what the parent had.
+    told = Path("/proc/self/status").read_text()
+    print(int(next(line.split()[1] for line in told.splitlines() if line.startswith("VmHWM:"))) / 1024)
 
 
 if __name__ == "__main__":
