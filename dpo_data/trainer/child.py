@@ -14,7 +14,7 @@ from dpo_data.trainer.arguments import arguments
 from dpo_data.trainer.checkpoints import last_checkpoint
 from dpo_data.trainer.dpo import ahead, dpo_trainer
 from dpo_data.trainer.launch import launch
-from dpo_data.trainer.losses import reference_free, refusals, trainer_class
+from dpo_data.trainer.losses import combined, reference_free, refusals, trainer_class
 from dpo_data.trainer.reporter import reporter
 from dpo_data.trainer.sft import fine_tune, from_tuned, sft_facts, sft_history
 from dpo_data.trainer.tokens import fitting, read_answers, read_pairs, tokenize
@@ -61,8 +61,7 @@ def _train(job: dict[str, Any], parent: Parent) -> dict[str, Any]:
     tuned = fine_tune(job, pairs.train, pairs.limit, tokenizer, bf16, parent) if job["settings"]["sft"] else None
     if tuned:
         job = from_tuned(job)
-    with refusals():
-        trainer, facts = make_trainer(job, pairs, tokenizer, bf16, [reporter(parent)])
+    trainer, facts = make_trainer(job, pairs, tokenizer, bf16, [reporter(parent)])
     watch = oversee(trainer, job, parent)
     checkpoint = last_checkpoint(folder / "checkpoints")
     set_seed(job["seed"])  # what came before took random numbers, more of them or fewer
@@ -139,12 +138,15 @@ def make_trainer(
         "callbacks": callbacks,
     }
     if reference_free(settings["loss"]):
-        return trainer_class(settings["loss"])(**given), {}
+        with combined():
+            return trainer_class(settings["loss"])(**given), {}
     scoring.score_answers_alone()
     why = ahead(args)
     args.precompute_ref_log_probs = why is None
     own = why is not None and settings["method"] == "full"  # else it is the policy itself, without its adapter
-    trainer = dpo_trainer(**given, ref_model=load(job, bf16) if own else None)
+    reference_model = load(job, bf16) if own else None
+    with combined():
+        trainer = dpo_trainer(**given, ref_model=reference_model)
     alone = scoring.share_prompts(trainer, precision) if settings["share_prompt"] else "train.share_prompt is off"
     facts: dict[str, Any] = {"shared_prompts": {"on": alone is None, "why_off": alone}}
     if why is None:

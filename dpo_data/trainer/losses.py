@@ -92,13 +92,20 @@ def _row(pair: dict[str, Any]) -> dict[str, list[int]]:
 
 @contextmanager
 def refusals() -> Iterator[None]:
-    """Raises TrainError where TRL refuses what is asked for: the loss, with the list of those it knows, at its first step; and
-    arguments that do not go together, when the trainer is made."""
+    """Raises TrainError where TRL does not know the loss, with the list that it gives: it looks at its first step."""
     try:
         yield
-    except NotImplementedError as error:
-        raise TrainError(f"TRL refuses the training arguments: {error}", "Mend [train.args].") from None
     except ValueError as error:
         if "Unknown loss type" not in str(error):
             raise
         raise TrainError(f"TRL refuses the loss: {error}", "Mend train.loss.") from None
+
+
+@contextmanager
+def combined() -> Iterator[None]:
+    """Raises TrainError where TRL, when a trainer is made and before anything is computed, refuses arguments that do not go
+    together."""
+    try:
+        yield
+    except (ValueError, NotImplementedError) as error:
+        raise TrainError(f"TRL refuses the training arguments: {error}", "Mend [train.args].") from None
