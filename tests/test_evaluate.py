@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from test_report import echo_run, train
+from test_report import echo_run, judged, train
 
 from dpo_data import evaluate as stage
 from dpo_data.audit.bootstrap import LIMIT
@@ -121,13 +121,7 @@ def test_the_report_shows_both(run: tuple[Any, RunDir], told: bool) -> None:
     count = made.stage("sample").require()["held_out"]
     prompts = by_length(count, 0) if told else [([("a", 0.0)], [("bb", 1.0)])] * count
     samples, rankings = compared(*prompts)
-    stage = made.stage("evaluate")
-    stage.discard()
-    stage.open({}, {})
-    for who, rows in samples.items():
-        stage.write(f"{who}.parquet", rows, Sample)
-    stage.write("rank.parquet", rankings, Ranking)
-    stage.finish(**summary(samples, rankings, Evaluate(), {}).model_dump(mode="json"))
+    judged(made, samples, rankings)
     side = report(recipe, made)["evaluate"]["trained"]
     page = (made.path / "report.html").read_text()
     row = page.partition("won at equal length")[2].partition("answers cut off")[0]

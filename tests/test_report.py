@@ -52,6 +52,17 @@ def echo_run(folder: Path, **judge: Any) -> tuple[Recipe, RunDir]:
     return recipe, run
 
 
+def judged(run: RunDir, samples: dict[str, list[Sample]], rankings: list[Ranking]) -> None:
+    """Puts an evaluation with these answers and verdicts in the place of the run's own."""
+    stage = run.stage("evaluate")
+    stage.discard()
+    stage.open({}, {})
+    for who, rows in samples.items():
+        stage.write(f"{who}.parquet", rows, Sample)
+    stage.write("rank.parquet", rankings, Ranking)
+    stage.finish(**summary(samples, rankings, Evaluate(), {}).model_dump(mode="json"))
+
+
 def train(run: RunDir) -> None:
     """What training leaves, with a log in TRL's form."""
     stage = run.stage("train").open({}, {})
@@ -317,13 +328,7 @@ def scored(run: RunDir, scores: list[tuple[float | None, float | None]]) -> None
             answer = Completion(f"{who}{at}", 0, f"{who} says {score}", "stop", 3, -1.0, who)
             samples[who].append(Sample(f"{at:02d}", [{"role": "user", "content": f"prompt {at}"}], "x", [answer], None))
         rankings.append(Ranking(f"{at:02d}", "j", [f"base{at}", f"trained{at}"], list(of), None, "[]"))
-    stage = run.stage("evaluate")
-    stage.discard()
-    stage.open({}, {})
-    for who, rows in samples.items():
-        stage.write(f"{who}.parquet", rows, Sample)
-    stage.write("rank.parquet", rankings, Ranking)
-    stage.finish(**summary(samples, rankings, Evaluate(), {}).model_dump(mode="json"))
+    judged(run, samples, rankings)
 
 
 def test_the_most_improved_come_first_and_then_the_most_harmed(copy: tuple[Recipe, RunDir]) -> None:
