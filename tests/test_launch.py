@@ -12,7 +12,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from test_train import Made, made, pairs  # noqa: F401
+from test_train import Made, made, pairs, train_until_killed  # noqa: F401
 
 from dpo_data.child import MARK
 from dpo_data.errors import EngineError, RecipeError
@@ -40,11 +40,15 @@ def marked(pid: int) -> Iterator[psutil.Process]:
 
 @pytest.mark.slow
 def test_two_processes_train_one_model(made: Made) -> None:  # noqa: F811
-    """A step's batch is shared, so there are as many steps as with one; the first process speaks, and saves, for both."""
-    recipe, run = made(pairs(40), pairs(48)[40:], processes=2, launch=["--multi_gpu", "--monitor_interval", "1"])
+    """A step's batch is shared, so there are as many steps as with one; the first process speaks, and saves, for both. Killed,
+    both go on from the checkpoint."""
+    launch = ["--multi_gpu", "--monitor_interval", "1"]
+    recipe, run = made(pairs(40), pairs(48)[40:], processes=2, launch=launch, save_steps=2)
+    train_until_killed(recipe, run)
     steps: list[tuple[str, int, int]] = []
     manifest = train(recipe, run, lambda stage, done, total: steps.append((stage, done, total)))
-    assert steps == [("train", at, 10) for at in range(1, 11)]
+    assert manifest["resumed_at"] in (2, 4, 6, 8)
+    assert steps == [("train", at, 10) for at in range(manifest["resumed_at"] + 1, 11)]
     assert (manifest["steps"], manifest["pairs"], manifest["reference"]["computed"]) == (10, 40, 48)
     folder = run.stage("train").path
     history = json.loads((folder / "metrics.json").read_text())

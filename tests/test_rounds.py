@@ -357,7 +357,8 @@ def gated(tiny_model: str, prompts: Callable[[int], str]) -> Make:
 
 
 def play_first(recipe: Recipe, top: RunDir, real: Sequence[str] = ("sample", "rank", "pair")) -> None:
-    """The first round up to its evaluation, which is made up and says that training certainly helped; so are stages not `real`."""
+    """The first round up to its evaluation, which is made up and says that training certainly helped. Training is made up too,
+    where it is not `real`."""
     made, run = next(rounds(recipe, top))
     for name in real:
         pipeline.run_stage(name, made, run, lambda *_: None)
@@ -388,10 +389,14 @@ class TestAClosedGate:
         assert told["stopped"] == "round 1 did not pass: min_win_rate does not hold" and told["best"] is None
         assert len(top.rounds) == 1 and not top.round(1).stage("publish").path.exists()
 
-    def test_ends_them_before_a_later_round_trains(self, gated: Make, tmp_path: Path) -> None:
+    @pytest.mark.usefixtures("on_prefect")
+    @pytest.mark.parametrize("play", [pipeline.run, in_flow])
+    def test_ends_them_before_a_later_round_trains(
+        self, play: Callable[[Recipe, RunDir], Any], gated: Make, tmp_path: Path
+    ) -> None:
         recipe, top = gated(gates={"max_tie_rate": 0.2}), RunDir(tmp_path / "run")
         play_first(recipe, top)
-        pipeline.run(recipe, top)
+        play(recipe, top)
         told = json.loads((top.path / "rounds.json").read_text())
         assert told["stopped"] == "round 2 did not pass: max_tie_rate does not hold" and told["best"] == 1
         assert top.round(2).stage("pair").manifest and not top.round(2).stage("train").path.exists()

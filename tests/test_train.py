@@ -54,6 +54,26 @@ def made(recipe: Callable[..., Recipe], tiny_model: str, tmp_path: Path) -> Made
     return make
 
 
+def train_until_killed(recipe: Recipe, run: RunDir) -> None:
+    """Train until there is a checkpoint; then the child is killed."""
+
+    def kill() -> None:
+        until = time.monotonic() + 120
+        while time.monotonic() < until:
+            if last_checkpoint(run.stage("train").path / "checkpoints"):
+                for child in psutil.Process().children():
+                    if any("trainer.child" in word for word in child.cmdline()):
+                        os.kill(child.pid, signal.SIGKILL)
+                        return
+            time.sleep(0.01)
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    with pytest.raises(EngineError, match="SIGKILL"):
+        train(recipe, run, silent)
+    killer.join()
+
+
 def weights(run: RunDir) -> dict[str, Any]:
     from safetensors.torch import load_file
 
@@ -131,23 +151,8 @@ def test_killed_training_goes_on_from_its_checkpoint(made: Made, monkeypatch: py
     recipe, whole = made(pairs(40), [], **settings)
     train(recipe, whole, silent)
     recipe, broken = made(pairs(40), [], **settings)
+    train_until_killed(recipe, broken)
     checkpoints = broken.stage("train").path / "checkpoints"
-
-    def kill() -> None:
-        until = time.monotonic() + 120
-        while time.monotonic() < until:
-            if last_checkpoint(checkpoints):
-                for child in psutil.Process().children():
-                    if any("trainer.child" in word for word in child.cmdline()):
-                        os.kill(child.pid, signal.SIGKILL)
-                        return
-            time.sleep(0.01)
-
-    killer = threading.Thread(target=kill)
-    killer.start()
-    with pytest.raises(EngineError, match="SIGKILL"):
-        train(recipe, broken, silent)
-    killer.join()
     (checkpoints / "checkpoint-19").mkdir()
     (checkpoints / "checkpoint-19" / "trainer_state.json").write_text('{"half": ')  # as a kill during a save leaves it
 
