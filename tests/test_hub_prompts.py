@@ -14,7 +14,7 @@ from dpo_data.errors import InputError
 from dpo_data.formats.prompts import Prompts, evaluation_texts, prompts_hash, read_given, read_prompts
 
 Ask = Callable[..., Any]
-REPO = "tester/pairs"
+REPO = "tester/prompts"
 HERE = f"hf://datasets/{REPO}"
 CARD = """---
 configs:
@@ -109,9 +109,9 @@ def test_a_full_commit_needs_no_network_once_it_is_there(hub: HubServer, commits
     began = time.monotonic()
     assert in_client(nowhere, texts, there) == wanted
     assert time.monotonic() - began < 15 and not hub.lines()
-    with pytest.raises(InputError, match=r"The Hub did not say which commit of tester/pairs is main.*needs no network"):
+    with pytest.raises(InputError, match=r"The Hub did not say which commit of tester/prompts is main.*needs no network"):
         in_client({**nowhere, "HF_HUB_OFFLINE": "1"}, texts, Prompts(path=HERE, name="plain"))
-    with pytest.raises(InputError, match=rf"tester/pairs \(plain\), split train, at {new[:7]} cannot be loaded"):
+    with pytest.raises(InputError, match=rf"tester/prompts \(plain\), split train, at {new[:7]} cannot be loaded"):
         in_client({**nowhere, "HF_HUB_OFFLINE": "1"}, texts, Prompts(path=HERE, name="plain", revision=new))
 
 
@@ -127,7 +127,7 @@ def test_another_revision_is_never_taken_for_the_one_asked(hub: HubServer, commi
 
 WRONG = {
     "repository": (Prompts(path="hf://datasets/tester/none"), "No dataset tester/none on the Hub. Check its name"),
-    "revision": (Prompts(path=HERE, revision="v9"), "The dataset tester/pairs has no revision v9"),
+    "revision": (Prompts(path=HERE, revision="v9"), "The dataset tester/prompts has no revision v9"),
     "configuration": (Prompts(path=HERE, name="fancy"), "(fancy), split train.*fancy.*not found.*Check prompts.name"),
     "no configuration": (Prompts(path=HERE), "split train.*Config name is missing"),
     "split": (Prompts(path=HERE, name="plain", split="dev"), "split dev.*Unknown split"),

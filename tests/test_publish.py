@@ -52,7 +52,7 @@ def push(tmp_path: Path, hub: HubServer) -> Published:
 
     def run(recipe: Recipe, to: RunDir, command: str = "publish", **variables: str) -> subprocess.CompletedProcess[str]:
         done = start(hub, tmp_path, recipe, to, command, **variables)
-        out, err = done.communicate(timeout=120)
+        out, err = done.communicate(timeout=600)
         assert TOKEN not in out + err, "the token is in no output"
         assert not [path for path in files_of(to.path) if TOKEN.encode() in path.read_bytes()], "and in no file of the run"
         return subprocess.CompletedProcess(command, done.returncode, out, err)

@@ -127,11 +127,11 @@ def test_numbers_are_compared_by_value(value: Fraction, said: str) -> None:
     "filler", [" ", "*", ".", "#", "####", "answer is ", "answer:", "\\boxed{", "```\n", "$(", "\n", "{", "[", "'", "("]
 )
 def test_a_text_of_one_thing_over_and_over_takes_no_time(filler: str) -> None:
-    began = time.perf_counter()
+    began = time.process_time()
     for text in (filler * 30_000, filler * 30_000 + "a", "a" + filler * 30_000 + "a"):
         exact([], text, reference="42")
         json_schema([], text, schema={"type": "object"})
-    assert time.perf_counter() - began < 10
+    assert time.process_time() - began < 10
 
 
 @pytest.mark.parametrize(
