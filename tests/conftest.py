@@ -12,6 +12,7 @@ from hypothesis import settings
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["DO_NOT_TRACK"] = "1"
+os.environ["DPO_DATA_ALLOW_CODE"] = "1"  # tests bring rules of their own; test_safety takes it away
 os.environ["PREFECT_SERVER_ANALYTICS_ENABLED"] = "false"
 if "PYTEST_XDIST_WORKER" in os.environ:  # a core each: threads that wait for a core which the neighbour has would spin
     os.environ |= {"OMP_NUM_THREADS": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
