@@ -11,23 +11,18 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from pydantic import Field
-
-from dpo_data.engines.workers import Workers
-from dpo_data.seams import Completed, Engine, Output, Request, Sampling, Settings
+from dpo_data.seams import Completed, Output, Request, Sampling, Settings
 
 
 class Echo(Settings):
-    """Answers with words of the question. `delay` is the time in seconds that each request takes. `workers`: as of vLLM."""
+    """Answers with words of the question. `delay` is the time in seconds that each request takes."""
 
-    incidental = frozenset({"delay", "workers", "gpus_per_worker"})
+    incidental = frozenset({"delay"})
     type: Literal["echo"] = "echo"
     delay: float = 0.0
-    workers: int = Field(1, ge=1)
-    gpus_per_worker: float = Field(0, ge=0)
 
-    def build(self) -> Engine:
-        return Workers(self) if self.workers > 1 else EchoEngine(self.delay)
+    def build(self) -> "EchoEngine":
+        return EchoEngine(self.delay)
 
 
 @dataclass
