@@ -131,8 +131,9 @@ def test_what_is_tuned_is_not_tuned_again(made: Made, within: type[Inside]) -> N
     assert not [one for one in within.heard if one.get("stage") == "sft"]
     assert (tuned / "model.safetensors").read_bytes() == before
     assert manifest["sft"]["steps"] == 6 and len(history(run, "sft/loss")) == 6
-    assert weights(run).keys() == weights(whole).keys()
-    assert all(found.equal(weights(whole)[name]) for name, found in weights(run).items())
+    expected, found = weights(whole), weights(run)
+    assert expected.keys() == found.keys()
+    assert all(found[name].equal(expected[name]) for name in expected)
 
 
 @pytest.mark.slow
