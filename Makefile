@@ -17,7 +17,7 @@ export DO_NOT_TRACK = 1
 help:
 	@echo 'make demo   the whole story on this machine, in about six minutes, with no model download'
 	@echo 'make test   the tests'
-	@echo 'make check  format, lint, types, architecture'
+	@echo 'make check  format, lint, types, architecture, known vulnerabilities'
 	@echo 'make bench  speed and memory, each as a ratio'
 
 setup: $(SETUP)
@@ -43,22 +43,26 @@ demo: setup
 	$(BIN)/python flows/sample_and_train.py flows/recipes/demo.toml
 
 test: setup
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder
 
 check: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -q tests/test_architecture.py
+	$(BIN)/python tests/vulnerabilities.py
 
-# What benchmarks/dedup.py compares with lies beside the environment, not in it: daft's metadata asks for an older pyarrow.
+# What dedup.py and sample.py of benchmarks/ compare with lies beside the environment, not in it: what their metadata asks for is
+# older than ours, or more than is used.
 .venv/peers: $(SETUP)
 	$(PIP) install --target $@ --no-deps datasketch==2.0.0 daft==0.7.26 rensa==0.5.0 gaoya==0.2.2 scipy==1.17.1 \
-	  polars==2.1.0 polars-runtime-32==2.1.0 rapidfuzz==3.14.6
+	  polars==2.1.0 polars-runtime-32==2.1.0 rapidfuzz==3.14.6 \
+	  distilabel==1.5.3 portalocker==4.4.2 tblib==3.2.2 nest-asyncio==1.6.0 universal-pathlib==0.3.10 pathlib-abc==0.5.2
 	touch $@
 
 bench: setup .venv/peers
 	$(BIN)/python benchmarks/bench.py
+	$(BIN)/python benchmarks/sample.py
 	$(BIN)/python benchmarks/dedup.py
 	$(BIN)/python benchmarks/pair.py
 	$(BIN)/python benchmarks/reward_model.py

@@ -1,12 +1,14 @@
 """What of the prompts file is sampled, held out and dropped: decided in one place, before an engine starts.
 
-The file is read again rather than held: a prompt costs some 40 bytes, and what `near_duplicates` keeps of it.
+The file is read again rather than held: a prompt costs some 40 bytes, and what `near_duplicates` keeps of it: with workers on
+Ray 20 bytes.
 """
 
 import logging
 from array import array
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from itertools import compress
 from typing import Any
@@ -15,10 +17,11 @@ import numpy as np
 import numpy.typing as npt
 
 from dpo_data.config import Recipe
-from dpo_data.dedup import Contamination, near_duplicates
+from dpo_data.dedup import Contamination, near_duplicates, on_ray
 from dpo_data.engines.given import Given
 from dpo_data.errors import EmptyStage, InputError
 from dpo_data.formats.prompts import Prompts, evaluation_texts, is_held_out, prompts_hash, read_given, read_prompts
+from dpo_data.ray_cluster import cluster
 from dpo_data.rows import DroppedPrompt, Prompt, batched, content_id
 from dpo_data.rundir import RunDir
 from dpo_data.templates import said
@@ -92,22 +95,27 @@ def admit(recipe: Recipe) -> Admission:
     """Decide on every prompt of the file: exact repetitions, what overlaps an evaluation set, near-duplicates of a prompt that
     stays, what is held out, what other rounds take. Raises InputError where a file is bad or a round of the lineage is gone,
     and EmptyStage where nothing is left to sample."""
-    named, overlaps = _evaluation(recipe.prompts)
+    named, contamination = _evaluation(recipe.prompts)
     keys, fates, came, other, share = array("Q"), array("b"), array("q"), array("q"), array("d")
-    for batch in batched(_read(recipe), BATCH):
-        for prompt, answers in batch:
-            keys.append(_key(prompt.prompt_id))
-            fates.append(HELD_OUT if is_held_out(prompt, recipe.prompts.holdout, recipe.seed) else SAMPLED)
-            came.append(answers)
-        found, shares = overlaps([_text(prompt) for prompt, _ in batch])
-        other.extend(found)
-        share.extend(shares)
-    made = Admission(recipe, {}, Counter(), np.array(fates, np.int8), np.array(other, np.int64), np.array(share), named)
-    first = _first(np.array(keys, np.uint64))
-    made.fates[made.other >= 0] = CONTAMINATED
-    repeated = first != np.arange(len(first))
-    made.fates[repeated], made.other[repeated] = DUPLICATE, first[repeated]
-    _near_duplicates(made)
+
+    def texts() -> Iterator[list[str]]:
+        for batch in batched(_read(recipe), BATCH):
+            for prompt, answers in batch:
+                keys.append(_key(prompt.prompt_id))
+                fates.append(HELD_OUT if is_held_out(prompt, recipe.prompts.holdout, recipe.seed) else SAMPLED)
+                came.append(answers)
+            yield [_text(prompt) for prompt, _ in batch]
+
+    with cluster() if recipe.prompts.workers > 1 else nullcontext() as ray:
+        for found, shares in _overlaps(recipe, contamination, texts(), ray):
+            other.extend(found)
+            share.extend(shares)
+        made = Admission(recipe, {}, Counter(), np.array(fates, np.int8), np.array(other, np.int64), np.array(share), named)
+        first = _first(np.array(keys, np.uint64))
+        made.fates[made.other >= 0] = CONTAMINATED
+        repeated = first != np.arange(len(first))
+        made.fates[repeated], made.other[repeated] = DUPLICATE, first[repeated]
+        _near_duplicates(made, ray)
     made = replace(made, reused=_other_rounds(made, np.array(keys, np.uint64)))
     _count(made)
     if isinstance(recipe.sample.engine, Given):
@@ -115,9 +123,20 @@ def admit(recipe: Recipe) -> Admission:
     return made
 
 
-def _near_duplicates(made: Admission) -> None:
+def _overlaps(
+    recipe: Recipe, contamination: Contamination | None, texts: Iterator[list[str]], ray: Any
+) -> Iterator[tuple[Iterable[int], Iterable[float]]]:
+    """Of some texts at a time, in their order, which evaluation text each holds too much of (-1: none), and how much (0-1)."""
+    if contamination is None:
+        return (([-1] * len(batch), [0.0] * len(batch)) for batch in texts)
+    if ray is None:
+        return map(contamination.overlaps, texts)
+    return on_ray.overlaps(ray, contamination, texts, recipe.prompts.workers)
+
+
+def _near_duplicates(made: Admission, ray: Any) -> None:
     """Mark what is too like an earlier prompt that stays."""
-    threshold = made.recipe.prompts.near_duplicates
+    threshold, workers = made.recipe.prompts.near_duplicates, made.recipe.prompts.workers
     staying = made.fates <= HELD_OUT
     if threshold == 1 or not staying.any():
         return
@@ -126,7 +145,10 @@ def _near_duplicates(made: Admission) -> None:
         for batch in batched(compress(_prompts(made.recipe), staying), BATCH):
             yield [_text(prompt) for prompt in batch], [_salt(prompt) for prompt in batch]
 
-    twins = near_duplicates(texts, threshold)
+    if ray is None:
+        twins = near_duplicates(texts, threshold)
+    else:
+        twins = on_ray.near_duplicates(ray, list(on_ray.stored(ray, texts())), workers, threshold)
     rows, dropped = np.flatnonzero(staying), twins.of >= 0
     like = rows[dropped]
     made.fates[like], made.other[like], made.share[like] = NEAR_DUPLICATE, rows[twins.of[dropped]], twins.similarity[dropped]
@@ -156,7 +178,7 @@ def _sampled_by(run: str) -> npt.NDArray[np.uint64]:
     stage = RunDir(run).stage("sample")
     if stage.manifest is None:
         raise InputError(
-            f"{stage.path} is gone, so nobody knows which prompts this round should not take again",
+            f"{stage} is gone, so nobody knows which prompts this round should not take again",
             "Put it back, or set rounds.reused = true.",
         )
     return np.array([_key(id) for id in stage.column("prompt_id")], np.uint64)
@@ -190,12 +212,11 @@ def evaluation_hashes(prompts: Prompts) -> dict[str, str | None]:
     return {path: prompts_hash(Prompts(path=path)) for path in against}
 
 
-def _evaluation(prompts: Prompts) -> tuple[list[str], Callable[[list[str]], tuple[Iterable[int], Iterable[float]]]]:
-    """Where each evaluation text stands; and what tells of some texts which of those each holds too much of (-1: none), and how
-    much of it (0-1)."""
+def _evaluation(prompts: Prompts) -> tuple[list[str], Contamination | None]:
+    """Where each evaluation text stands; and what tells of others which of those they hold too much of."""
     wanted = prompts.decontaminate
     if wanted is None:
-        return [], lambda texts: ([-1] * len(texts), [0.0] * len(texts))
+        return [], None
     named: list[str] = []
     texts: list[str] = []
     for path, hash in evaluation_hashes(prompts).items():
@@ -205,7 +226,7 @@ def _evaluation(prompts: Prompts) -> tuple[list[str], Callable[[list[str]], tupl
             raise InputError(f"{what} {path}", "Mend prompts.decontaminate.against.")
         named += [where for where, _ in found]
         texts += [text for _, text in found]
-    return named, Contamination(texts, wanted.n, wanted.share).overlaps
+    return named, Contamination(texts, wanted.n, wanted.share)
 
 
 def _read(recipe: Recipe) -> Iterator[tuple[Prompt, int]]:

@@ -39,10 +39,10 @@ class ChatClient:
     ):
         self.base_url, self.model = base_url, model
         self._key_env, self._concurrency, self._logprobs, self._structured = key_env, concurrency, logprobs, structured
-        key = os.environ.get(key_env, "").strip() or "none"
-        if not re.fullmatch("[!-~]+", key):
+        self._key = os.environ.get(key_env, "").strip()
+        if not re.fullmatch("[!-~]*", self._key):
             raise EngineError(f"{key_env} cannot be a key: it holds blanks, line ends or letters beyond ASCII", "Set it anew.")
-        headers = {"Authorization": f"Bearer {key}", "User-Agent": "dpo-data"}
+        headers = {"Authorization": f"Bearer {self._key or 'none'}", "User-Agent": "dpo-data"}
         self._wire = partial(Wire, f"{base_url.rstrip('/')}/chat/completions", headers, retries, timeout)
         try:
             self._wire()  # and so in every thread
@@ -123,11 +123,11 @@ class ChatClient:
 
     def _refusal(self, answer: Answer) -> str:
         """Why the server refuses this request. Raises EngineError where it would refuse every one."""
-        said = answer.body.decode("utf-8", "replace")[:400]
+        said = self._without_key(answer.body.decode("utf-8", "replace"))[:400]
         if answer.status in (401, 403):
             raise EngineError(f"{self.base_url} refuses the key: {said}", f"Set {self._key_env} in the environment.")
         if answer.status == 404 or answer.location:
-            where = f"; it points to {answer.location}" if answer.location else ""
+            where = f"; it points to {self._without_key(answer.location)}" if answer.location else ""
             raise EngineError(
                 f"{self.base_url} does not know this model or address: {said}{where}", "Mend model or base_url in the recipe."
             )
@@ -137,6 +137,10 @@ class ChatClient:
                 "Lower concurrency, or run again later: what was answered is kept.",
             )
         return f"status {answer.status}: {said}"
+
+    def _without_key(self, said: str) -> str:
+        """What a server says, which may repeat what it was sent."""
+        return said.replace(self._key, "…") if self._key else said
 
 
 def on_the_wire(messages: list[Message]) -> list[Message]:

@@ -26,16 +26,21 @@ from contextlib import suppress
 from functools import partial
 from typing import Any
 
-from dpo_data.errors import EngineError
+from dpo_data.errors import EngineError, OutOfDisk, OutOfMemory
 
 MARK = "DPO_DATA_CHILD"
 """The variable of the environment that marks a child, and all that it starts."""
 LINE = 65_536
 """Bytes of a printed line, from which it is cut: nobody's output is held whole."""
+MEMORY = re.compile(
+    "out of memory|OutOfMemoryError|can't allocate memory|No available memory for the cache blocks"
+    "|KV cache is needed, which is larger than|less than desired GPU memory utilization"
+)
 
 
 class Child:
-    """Runs `target` (`package.module:function`) in a new process; the function is given a `Parent`."""
+    """Runs `target` (`package.module:function`) in a new process; the function is given a `Parent`. Modules of the working
+    folder are not found there: they may have come with a stranger's recipe."""
 
     def __init__(self, target: str, logger: str, env: dict[str, str] | None = None):
         up, theirs_up = os.pipe()
@@ -51,7 +56,7 @@ class Child:
             stderr=subprocess.STDOUT,
             pass_fds=(theirs_down, theirs_up),
             start_new_session=True,
-            env={**os.environ, "PYTHONUNBUFFERED": "1", **(env or {}), MARK: self._mark},
+            env={**os.environ, "PYTHONUNBUFFERED": "1", "PYTHONSAFEPATH": "1", **(env or {}), MARK: self._mark},
         )
         os.close(theirs_down)
         os.close(theirs_up)
@@ -74,14 +79,17 @@ class Child:
 
     def receive(self, limit: float | None = None) -> Any:
         """The child's next JSON value; waits for it, at most `limit` seconds. Raises EngineError, with the child's last words,
-        where it died, and TimeoutError where it takes longer: it is still at it then, and may be closed."""
+        where it died, or OutOfDisk where it says that; and TimeoutError where it takes longer: it is still at it then, and may
+        be closed."""
         if self._heard(limit):
             return json.loads(self._lines.popleft())
         self.close()
-        raise EngineError(
-            f"The child process {self.ended}{': ' + self.root_cause() if self.root_cause() else ''}",
-            "Run again to go on: finished shards are kept. The whole log is in logs/run.log of the run directory.",
-        )
+        cause = self.root_cause()
+        told = f"The child process {self.ended}{': ' + cause if cause else ''}"
+        if "No space left on device" in cause:
+            raise OutOfDisk(told, "Free some space and run again: finished shards are kept.")
+        kind = OutOfMemory if lacks_memory(cause) else EngineError
+        raise kind(told, "Run again to go on: finished shards are kept. The whole log is in logs/run.log of the run directory.")
 
     @property
     def ended(self) -> str:
@@ -166,6 +174,11 @@ class Parent:
     def _listen(self, lines: Any) -> None:
         for line in lines:
             self._inbox.put(json.loads(line))
+
+
+def lacks_memory(cause: str) -> bool:
+    """Whether an error of torch's or of vLLM's says that the memory does not suffice."""
+    return MEMORY.search(cause) is not None
 
 
 def end_marked(variable: str, value: str) -> None:

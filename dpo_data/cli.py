@@ -1,12 +1,14 @@
 """The commands. Each imports what it needs when it is called, so that `dpo-data --help` answers at once."""
 
 import argparse
-import logging
+import json
 import os
+import signal
 import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from dpo_data import logs
 from dpo_data.argilla.commands import takes_commands
 from dpo_data.errors import DpoDataError, InputError
 
@@ -25,22 +27,22 @@ STAGE_HELP = {
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run one command. Returns the exit code: 0, an error's own, or 130 after Ctrl-C."""
+    """Run one command. Returns the exit code: 0, an error's own, or 128 and the number of the signal that stopped it."""
     given = parser().parse_args(argv)
-    grave = logging.StreamHandler()
-    grave.setLevel(logging.WARNING)
-    logging.basicConfig(format="%(message)s", handlers=[grave])
+    if getattr(given, "log_format", None):
+        os.environ[logs.FORMAT] = given.log_format
     try:
+        logs.to_terminal()
         return int(given.command(given) or 0)
     except DpoDataError as error:
         if given.debug:
             raise
-        print(f"dpo-data: error: {error}", file=sys.stderr)
+        logs.say(f"dpo-data: error: {error}")
         return error.exit_code
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, Stopped) as stopped:
         again = " ".join(["dpo-data", *(argv if argv is not None else sys.argv[1:])])
-        print(f"\ndpo-data: stopped. What is finished is kept; go on with `{again}`", file=sys.stderr)
-        return 130
+        logs.say(f"\ndpo-data: stopped. What is finished is kept; go on with `{again}`")
+        return 128 + (stopped.number if isinstance(stopped, Stopped) else signal.SIGINT)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -74,11 +76,12 @@ def parser() -> argparse.ArgumentParser:
     fork = add("fork", _fork, "begin a new run that keeps what still holds of an old one", recipe=False)
     fork.add_argument("old", metavar="OLD", help="the old run directory")
     _takes_recipe(fork)
-    for name, work, help in (
-        ("status", _status, "say how far a run is"),
-        ("report", _report, "write a run's report.json and report.html anew"),
-    ):
-        add(name, work, help, recipe=False).add_argument("run", metavar="RUN", help="a run directory")
+    status = add("status", _status, "say how far a run is", recipe=False)
+    status.add_argument("run", metavar="RUN", help="a run directory")
+    status.add_argument("--watch", action="store_true", help="draw it anew each second until the run ends, as which it exits")
+    status.add_argument("--json", action="store_true", help="as JSON; with --watch a line each second")
+    report = add("report", _report, "write a run's report.json and report.html anew", recipe=False)
+    report.add_argument("run", metavar="RUN", help="a run directory")
     compare = add("compare", _compare, "put two runs side by side: what was asked otherwise, and what came of it", recipe=False)
     compare.add_argument("one", metavar="RUN_A", help="a run directory")
     compare.add_argument("other", metavar="RUN_B", help="another")
@@ -88,25 +91,38 @@ def parser() -> argparse.ArgumentParser:
     formats = "trl, llamafactory, axolotl, openrlhf, nemo_rl, hh, kto; with all answers of each prompt: ultrafeedback, text"
     export.add_argument("--format", required=True, metavar="FORMAT", help=formats)
     export.add_argument("--out", required=True, metavar="PATH", help="the new folder to write")
-    add("doctor", _doctor, "check this machine: packages, GPU, disk, server", recipe=False)
+    doctor = add("doctor", _doctor, "check this machine: packages, GPU, disk, servers, keys", recipe=False)
+    _takes_recipe(doctor, "?")
     argilla = commands.add_parser("argilla", help="start and stop an Argilla on this machine, where people rank answers")
     takes_commands(argilla)
+    gc = add("gc", _gc, "say which old run directories and dead flow runs there are; with --yes end them", recipe=False)
+    gc.add_argument("folder", metavar="RUNS", nargs="?", help="a folder of run directories; without it, flow runs alone")
+    gc.add_argument("--keep", metavar="N", type=int, help="the newest N runs of each recipe's name stay (default: 1)")
+    gc.add_argument("--older-than", metavar="AGE", help="and what was written to since, as 30d, 12h or 2w")
+    gc.add_argument("--unpublished", action="store_true", help="runs may go that were not published")
+    gc.add_argument("--yes", action="store_true", help="do it")
     deploy = add("deploy", _deploy, "start Prefect's server, deploy the flows and start a worker", recipe=False)
     deploy.add_argument("arguments", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
     return top
 
 
-def _takes_recipe(command: argparse.ArgumentParser) -> None:
-    command.add_argument("recipe", metavar="RECIPE", help="a .toml file; the shipped ones are flows/recipes/*.toml")
-    command.add_argument("--run", metavar="DIR", help="the run directory (default: runs/<the recipe's name>)")
+def _takes_recipe(command: argparse.ArgumentParser, nargs: str | None = None) -> None:
+    help = "a .toml file; the shipped ones are flows/recipes/*.toml"
+    command.add_argument("recipe", metavar="RECIPE", nargs=nargs, help=help)
+    command.add_argument("--run", metavar="DIR", help="the run directory, or its URL (default: runs/<the recipe's name>)")
     command.add_argument("--set", metavar="KEY=VALUE", action="append", default=[], help="change a value, as sample.n=4")
+    command.add_argument("--log-format", choices=logs.FORMATS, help=f"the form of log lines (default: {logs.FORMAT}, or text)")
+    command.add_argument("--allow-code", action="store_true", help="run what the recipe names as code: only if you know it")
 
 
 def _load(given: argparse.Namespace) -> "tuple[Recipe, RunDir]":
     from dpo_data.config import load
+    from dpo_data.functions import ALLOW
     from dpo_data.rundir import RunDir
 
     recipe = load(given.recipe, given.set)
+    if given.allow_code:
+        os.environ[ALLOW] = "1"
     return recipe, RunDir(given.run or f"runs/{recipe.name}")
 
 
@@ -131,7 +147,7 @@ def _stage(name: str) -> Callable[[argparse.Namespace], None]:
         with bars() as progress:
             manifest = pipeline.run_stage(name, recipe, run, progress)
         where = "".join(f" and at {url}" for url in manifest.get("urls", ()))
-        print(f"{name}: complete in {run.stage(name).path}{where}, {manifest['seconds']:.1f} s")
+        print(f"{name}: complete in {run.stage(name)}{where}, {manifest['seconds']:.1f} s")
 
     return work
 
@@ -156,16 +172,22 @@ def _fork(given: argparse.Namespace) -> None:
 
     recipe, run = _load(given)
     kept = pipeline.fork(RunDir(given.old), run, recipe)
-    print(
-        f"{run.path} keeps {', '.join(kept) or 'nothing'} of {given.old}. Go on: dpo-data run {given.recipe} --run {run.path}"
-    )
+    print(f"{run} keeps {', '.join(kept) or 'nothing'} of {given.old}. Go on: dpo-data run {given.recipe} --run {run}")
 
 
-def _status(given: argparse.Namespace) -> None:
+def _status(given: argparse.Namespace) -> int:
+    from dataclasses import asdict
+
     from dpo_data.rundir import RunDir
     from dpo_data.status import status
+    from dpo_data.watch import text, watch
 
-    print(status(RunDir(given.run)))
+    run = RunDir(given.run)
+    if given.watch:
+        return watch(run, given.json)
+    found = status(run)
+    print(json.dumps(asdict(found), indent=1) if given.json else text(found))
+    return 0
 
 
 def _report(given: argparse.Namespace) -> None:
@@ -176,7 +198,7 @@ def _report(given: argparse.Namespace) -> None:
 
     run = RunDir(given.run)
     if not (run.path / "recipe.toml").is_file():
-        raise InputError(f"No run with a finished stage at {run.path}", "Name a run directory, as runs/demo.")
+        raise InputError(f"No run with a finished stage at {run}", "Name a run directory, as runs/demo.")
     recipe = load(run.path / "recipe.toml")
     for one in run.rounds:
         report(load(one.path / "recipe.toml"), one)
@@ -212,7 +234,21 @@ def _export(given: argparse.Namespace) -> None:
 def _doctor(given: argparse.Namespace) -> int:
     from dpo_data.doctor import doctor
 
-    return doctor()
+    recipe, run = _load(given) if given.recipe else (None, None)
+    return doctor(recipe, given.run or str(run or "runs"))
+
+
+def _gc(given: argparse.Namespace) -> None:
+    """Hands over, for the flow runs, to the one place that knows Prefect."""
+    from pathlib import Path
+
+    from dpo_data.gc import gc, rule_of
+    from dpo_data.share import SHIPPED
+
+    if given.folder:
+        gc(Path(given.folder), rule_of(given.keep, given.older_than, given.unpublished), given.yes)
+        sys.stdout.flush()
+    os.execv(sys.executable, [sys.executable, str(SHIPPED / "flows" / "gc.py"), *["--yes"] * given.yes])
 
 
 def _deploy(given: argparse.Namespace) -> None:
@@ -223,7 +259,22 @@ def _deploy(given: argparse.Namespace) -> None:
 
 
 def script() -> Any:
+    """The command in a process of its own, which SIGTERM and a closed terminal stop as Ctrl-C does."""
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup has it
+            signal.signal(number, _stop)
     sys.exit(main())
+
+
+class Stopped(BaseException):
+    """Not a KeyboardInterrupt, after which Python may end by SIGINT, whatever the exit code is."""
+
+    def __init__(self, number: int):
+        self.number, self.exit_code = number, 128 + number
+
+
+def _stop(number: int, frame: Any) -> None:
+    raise Stopped(number)
 
 
 if __name__ == "__main__":

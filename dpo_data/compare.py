@@ -80,7 +80,7 @@ def compare(one: RunDir, other: RunDir) -> Comparison:
         for run, picked in zip((one, other), runs, strict=True)
     ]
     if names[0] == names[1]:
-        names = [str(run.path) for run in runs]
+        names = [str(run) for run in runs]
     left, right = (_side(name, run) for name, run in zip(names, runs, strict=True))
     both = _both(left.run, right.run)
     return Comparison(
@@ -137,14 +137,14 @@ def _picked(run: RunDir) -> RunDir:
     """The run itself, or of one with rounds the best of these."""
     found = best(run)
     if found is None:
-        raise InputError(f"{run.path} has rounds, and none of them is its best", f"Name one, as {run.round(1).path}.")
+        raise InputError(f"{run} has rounds, and none of them is its best", f"Name one, as {run.round(1)}.")
     return found
 
 
 def _side(name: str, run: RunDir) -> Side:
     file = run.path / "recipe.toml"
     if not file.is_file():
-        raise InputError(f"No run with a finished stage at {run.path}", "Name a run directory, as runs/demo.")
+        raise InputError(f"No run with a finished stage at {run}", "Name a run directory, as runs/demo.")
     recipe = load(file)
     return Side(name, run, recipe, gather(recipe, run)[0])
 

@@ -93,14 +93,14 @@ def speed(run: RunDir, stage: str, table: Mapping[str, Any]) -> tuple[float, str
     """Tokens a second of that stage (written by sample; read and written by rank) in the latest run beside this one that had
     the same engine or judge (`table`), and that run's name; None where there is none."""
     found: list[tuple[float, float, str]] = []
-    for folder in run.path.parent.iterdir() if run.path.parent.is_dir() else []:
-        other = RunDir(folder).stage(stage)
+    for one in (run, *run.beside):
+        other = one.stage(stage)
         manifest, begun = other.manifest, other.recipe
         if manifest and begun and manifest.get("tokens_here") and manifest["seconds"]:
             theirs = begun["settings"][stage].get("engine" if stage == "sample" else "judge")
             if theirs == table:
-                when = (other.path / "manifest.json").stat().st_mtime
-                found.append((when, manifest["tokens_here"] / manifest["seconds"], folder.name))
+                when = other.file("manifest.json").stat().st_mtime
+                found.append((when, manifest["tokens_here"] / manifest["seconds"], one.path.name))
     return max(found)[1:] if found else None
 
 

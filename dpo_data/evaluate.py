@@ -14,6 +14,7 @@ from dpo_data.evaluation.summary import summary
 from dpo_data.formats.prompts import Prompts, prompts_hash
 from dpo_data.judging import judging, shown
 from dpo_data.models import weights_revision
+from dpo_data.progress import counted
 from dpo_data.rows import Prompt, Ranking, Sample
 from dpo_data.rundir import RunDir, Stage
 from dpo_data.seams import Progress, answer
@@ -32,10 +33,10 @@ def evaluate(recipe: Recipe, run: RunDir, progress: Progress) -> dict[str, Any]:
     prompts = list(sampled.rows(Prompt, "held_out.parquet"))
     if not prompts:
         raise EmptyStage("No prompt is held out", "Raise prompts.holdout, or bring more prompts.")
-    sides = policies(recipe, training, trained.path)
+    sides = policies(recipe, training, str(trained))
     samples = {who: _answers(recipe, policy, who, prompts, stage, progress) for who, policy in sides.items()}
     if not (stage.path / "rank.parquet").exists():
-        stage.write("rank.parquet", _ranked(recipe, run, list(_together(samples))), Ranking)
+        stage.write("rank.parquet", _ranked(recipe, run, list(_together(samples)), progress), Ranking)
     told = _perplexity(recipe, sides, stage, progress)
     test_pairs = run.stage("pair").require()["test"] - training.get("test_too_long", 0)
     found = summary(samples, stage.rows(Ranking, "rank.parquet"), recipe.evaluate, training, told, test_pairs)
@@ -64,7 +65,7 @@ def _answers(recipe: Recipe, policy: Policy, who: str, prompts: list[Prompt], st
         rows = []
         with closing(engine(recipe, policy).build()) as answering:
             sampling = {**recipe.sample.sampling, "n": recipe.evaluate.n}
-            for row in answer(answering, iter(prompts), sampling, recipe.seed):
+            for row in counted(answer(answering, iter(prompts), sampling, recipe.seed), progress):
                 rows.append(row)
                 progress(f"evaluate {who}", len(rows), len(prompts))
         stage.write(f"{who}.parquet", sorted(rows, key=lambda row: row.prompt_id), Sample)
@@ -80,10 +81,14 @@ def _together(samples: Mapping[str, list[Sample]]) -> Iterator[Sample]:
             yield replace(first, completions=completions, error=None)
 
 
-def _ranked(recipe: Recipe, run: RunDir, groups: list[Sample]) -> list[Ranking]:
+def _ranked(recipe: Recipe, run: RunDir, groups: list[Sample], progress: Progress) -> list[Ranking]:
     """What the judge makes of each group, by the ids of the prompts."""
+    rankings = []
     with judging(recipe, run, "evaluate") as (judge, _):
-        rankings = sorted(judge.rank(shown(groups, recipe.rank.thinking)), key=lambda row: row.prompt_id)
+        for row in counted(judge.rank(shown(groups, recipe.rank.thinking)), progress):
+            rankings.append(row)
+            progress("evaluate rank", len(rankings), len(groups))
+    rankings.sort(key=lambda row: row.prompt_id)
     missing = {group.prompt_id for group in groups} - {row.prompt_id for row in rankings}
     if missing:
         told = f"{len(groups) - len(missing)} of {len(groups)} held-out prompts are ranked"

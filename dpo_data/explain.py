@@ -22,7 +22,7 @@ def explain(error: ValidationError, model: type[BaseModel], where: str) -> tuple
             return f"{where} lacks '{key}.type'", "Add it."
         case "union_tag_invalid":
             return f"'{key}.type' in {where} is {context['tag']!r}", f"Use one of {context['expected_tags']}."
-    return f"{key!r} in {where} is {first['input']!r}: {first['msg']}", "Mend it."
+    return f"{key!r} in {where} is {first['input']!r:.200}: {first['msg']}", "Mend it."
 
 
 def _place(loc: tuple[Any, ...], model: type[BaseModel]) -> tuple[list[str], list[str]]:

@@ -54,7 +54,7 @@ def export(run: RunDir, name: str, out: Path) -> list[Exported]:
         written = [one for one in parts if one.records]
         if not written:
             reasons = sum((one.left_out for one in parts), Counter[str]()).most_common(1)
-            raise EmptyStage(f"No row of {run.path} fits {name}: {reasons[0][0] if reasons else 'it has none'}", "Use another.")
+            raise EmptyStage(f"No row of {run} fits {name}: {reasons[0][0] if reasons else 'it has none'}", "Use another.")
         for file, content in format.beside([one.path.name for one in written]).items():
             _write_lines(partial / file, iter([json.dumps(content, indent=2)]))
         os.replace(partial, out)

@@ -3,6 +3,7 @@
 import errno
 import os
 import shutil
+import sqlite3
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,6 +18,9 @@ from dpo_data.tables import from_table
 
 PARQUET: dict[str, Any] = dict(compression="zstd", compression_level=3, use_content_defined_chunking=True)
 """How all Parquet is written."""
+
+UNREADABLE = (pa.ArrowException, OSError, TypeError, ValueError, LookupError, RecursionError)
+"""What a file that is cut or damaged raises, or one of other columns than ours."""
 
 
 def read_rows(path: Path, kind: type[Row]) -> Iterator[Row]:
@@ -49,10 +53,20 @@ def read_column(path: Path, name: str) -> list[Any]:
 def _whole(path: Path) -> Iterator[None]:
     try:
         yield
-    except (pa.ArrowException, OSError) as error:
+    except UNREADABLE as error:
         raise InputError(
             f"{path} cannot be read: {error}", "Delete it, with its folder's manifest.json, and run again to redo it alone."
         ) from None
+
+
+def refuse_links(folder: Path) -> None:
+    """Raises InputError where a link below the folder leads out of it. A run directory may be somebody else's, and what is
+    written there, deleted or published must be its own."""
+    top = folder.resolve()
+    for place, folders, files in os.walk(folder):  # what goes meanwhile is none of its business
+        paths = [Path(place, name) for name in (*folders, *files)]
+        if path := next((one for one in paths if one.is_symlink() and not one.resolve().is_relative_to(top)), None):
+            raise InputError(f"{path} is a link out of {folder}", "Put the file or folder itself there, or delete the link.")
 
 
 def write_atomically(path: Path, data: bytes | memoryview) -> Path:
@@ -119,15 +133,51 @@ def parquet_writers(schemas: Mapping[Path, pa.Schema]) -> Iterator[dict[str, Cal
 def disk(partial: Path) -> Iterator[None]:
     """Turns a full disk into its own error, and leaves no half-written file behind."""
     try:
-        yield
-    except OSError as error:
+        with room(partial.parent):
+            yield
+    except (OSError, OutOfDisk):
         partial.unlink(missing_ok=True)
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        raise
+
+
+@contextmanager
+def room(folder: Path) -> Iterator[None]:
+    """Turns a full disk into its own error, also where a database meets it. The disk is that of the file where one is named."""
+    try:
+        yield
+    except (OSError, sqlite3.OperationalError) as error:
+        if not (what := _full(error)):
             raise
+        named = getattr(error, "filename", None)
         raise OutOfDisk(
-            f"The disk of {partial.parent} is full",
+            f"The disk of {Path(named).parent if isinstance(named, str) else folder} {what}",
             "Free some space and run again: finished shards are kept, and only what was in flight is redone.",
         ) from error
+
+
+@contextmanager
+def intact(database: Path) -> Iterator[None]:
+    """Turns what SQLite says of a file that is no database, or a damaged one, into an InputError."""
+    try:
+        yield
+    except sqlite3.DatabaseError as error:
+        if error.sqlite_errorcode not in (sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT):
+            raise
+        raise InputError(f"{database} cannot be read: {error}", "Put it back; or delete it: judges are asked anew.") from None
+
+
+FULL = {
+    errno.ENOSPC: "is full",
+    errno.EDQUOT: "is full: your quota is used up",
+    errno.EFBIG: "takes no larger file: the limit is `ulimit -f`",
+}
+
+
+def _full(error: OSError | sqlite3.OperationalError) -> str | None:
+    if isinstance(error, OSError):
+        return FULL.get(error.errno or 0)
+    full = (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR_WRITE, sqlite3.SQLITE_IOERR_SHMSIZE)  # the last two by a limit or a quota
+    return FULL[errno.ENOSPC] if getattr(error, "sqlite_errorcode", None) in full else None
 
 
 def link(source: str, target: str) -> None:

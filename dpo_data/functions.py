@@ -1,18 +1,64 @@
-"""A function of the user's own, named in a recipe as `module:function`."""
+"""A function of the user's own, named in a recipe as `module:function`, and whether a recipe may run code at all.
+
+A recipe is data, and may be anybody's. What it names as code is imported only where whoever runs it has allowed that, for a
+command by `--allow-code`, else by DPO_DATA_ALLOW_CODE=1 in the environment, which child processes and a worker's flow runs
+inherit. The working folder is no exception: a stranger's recipe may have come with modules beside it.
+"""
 
 import importlib
+import os
+import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from dpo_data.errors import RecipeError
 from dpo_data.provenance import file_hash
 
+ALLOW = "DPO_DATA_ALLOW_CODE"
+"""The variable of the environment that allows code where it is 1."""
+
+OWN = frozenset({"dpo_data.demo.questions:concise_and_correct"})
+"""The functions that shipped recipes name. They need no permission; others of ours do, for some run what they are given."""
+
+LOADS_CODE = re.compile(
+    r"trust_remote_code|use_kernels|logits_processors|log_config_file|\w+_(cls|plugin|module_path|class_overrides)"
+)
+"""The arguments of vLLM and transformers by which they import what is named there, whatever it is."""
+MAY_LOAD_CODE = re.compile(r"attn_implementation|\w*backend")
+"""Those that name something of the library's own, or, as a dotted name or a repository of the Hub's, something to import."""
+
+
+def require_allowed(what: str) -> None:
+    """Raises RecipeError unless code is allowed. `what` is a clause that says what would be run, for the error."""
+    if os.environ.get(ALLOW) != "1":
+        raise RecipeError(
+            f"{what}, and this run is allowed none",
+            f"Read it first; then add --allow-code to the command, or set {ALLOW}=1 where flows run.",
+        )
+
+
+def loads_code(table: Any, place: str = "", passed_on: bool = False) -> Iterator[str]:
+    """The keys within a recipe's `args` and `params`, at any depth, by which a library would import code. `passed_on`: whether
+    the table is within one of those already."""
+    if isinstance(table, Mapping):
+        for key, value in table.items():
+            where = f"{place}.{key}" if place else str(key)
+            if passed_on and _imports(str(key), value):
+                yield where
+            else:
+                yield from loads_code(value, where, passed_on or key in ("args", "params"))
+    elif isinstance(table, list | tuple):
+        for one in table:
+            yield from loads_code(one, place, passed_on)
+
 
 def find_function(path: str, kind: str) -> Callable[..., Any]:
     """The function at `module:function`, modules of the working folder included. `kind` is what it serves as, for the error.
-    Raises RecipeError."""
+    Raises RecipeError, and imports nothing, where code is not allowed."""
+    if path not in OWN:
+        require_allowed(f"The {kind} {path!r} is code")
     module, _, name = path.partition(":")
     if str(Path.cwd()) not in sys.path:
         sys.path.insert(0, str(Path.cwd()))
@@ -33,3 +79,9 @@ def function_hash(path: str, kind: str) -> str | None:
     find_function(path, kind)
     file = sys.modules[path.partition(":")[0]].__file__
     return file_hash(Path(file)) if file else None
+
+
+def _imports(key: str, value: Any) -> bool:
+    if LOADS_CODE.fullmatch(key):
+        return bool(value)
+    return bool(MAY_LOAD_CODE.fullmatch(key)) and isinstance(value, str) and bool(re.search("[./:]", value))

@@ -8,6 +8,7 @@ client takes it from HF_TOKEN, or from where `hf auth login` keeps it.
 import hashlib
 import logging
 import random
+import re
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -55,9 +56,14 @@ log = logging.getLogger(__name__)
 
 def page(kind: Kind, repo_id: str) -> str:
     """A repository's address. A model's has no word before its name."""
+    return f"{_endpoint()}/{'datasets/' if kind == 'dataset' else ''}{repo_id}"
+
+
+def _endpoint() -> str:
+    """The Hub's address, without a user or password in it."""
     from huggingface_hub import constants
 
-    return f"{constants.ENDPOINT}/{'datasets/' if kind == 'dataset' else ''}{repo_id}"
+    return re.sub("//[^/@]*@", "//", constants.ENDPOINT)
 
 
 def require_token() -> None:
@@ -233,14 +239,14 @@ def patiently(what: str, call: Callable[[], Answer], key: str, tries: int = TRIE
 
 def _refused(what: str, error: Any, status: int | None, key: str) -> PublishError:
     """The last error in plain words. Of a failed connection only its kind: its text may quote headers, the token among them."""
-    from huggingface_hub import constants, get_token
+    from huggingface_hub import get_token
 
     if status in REFUSALS:
         meaning, remedy = REFUSALS[status]
         return PublishError(meaning.format(what=what), remedy.format(key=key))
     if status is None:
         return PublishError(
-            f"The Hub at {constants.ENDPOINT} cannot be reached ({type(error).__name__})",
+            f"The Hub at {_endpoint()} cannot be reached ({type(error).__name__})",
             "Check the network, and HF_ENDPOINT where it is set; then run again: what is finished is kept.",
         )
     said = str(error.server_message or error).replace(get_token() or "\0", "…")

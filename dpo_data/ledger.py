@@ -203,9 +203,7 @@ def inherit(old: Path, new: Path) -> None:
     new.parent.mkdir(parents=True, exist_ok=True)
     with closing(sqlite3.connect(old)) as theirs, closing(sqlite3.connect(new)) as ours:
         theirs.backup(ours)
-        ours.execute("UPDATE calls SET stage = NULL")
-        ours.execute("DROP TABLE IF EXISTS decisions")
-        ours.commit()
+        ours.executescript(f"{_TABLES} UPDATE calls SET stage = NULL; DROP TABLE decisions;")  # an empty file has no tables
 
 
 def model_of(settings: Any) -> str:

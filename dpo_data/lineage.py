@@ -9,6 +9,7 @@ from dpo_data.config import Lineage, Recipe, dump, load
 from dpo_data.errors import StaleRun
 from dpo_data.evaluation.sides import policies
 from dpo_data.rundir import RunDir
+from dpo_data.store import is_url
 
 log = logging.getLogger(__name__)
 
@@ -22,7 +23,7 @@ def first(recipe: Recipe, run: RunDir) -> Lineage:
 def after(run: RunDir) -> Lineage:
     """Where the round stands that follows a complete one. Rounds that are gone are no longer named, and the log says so."""
     lineage = _standing(run)
-    there = [one for one in lineage.runs if Path(one).is_dir()]
+    there = [one for one in lineage.runs if RunDir(one).exists]
     for one in lineage.runs:
         if one not in there:
             log.warning("%s is gone: its prompts count as never used", one)
@@ -48,7 +49,7 @@ def keep(recipe: Recipe, run: RunDir) -> None:
             run.write("recipe.toml", dump(recipe))
         elif found != recipe.lineage:
             raise StaleRun(
-                f"{run.path} has begun as round {found.round} of {found.base}, after {', '.join(found.runs[-1:]) or 'none'}",
+                f"{run} has begun as round {found.round} of {found.base}, after {', '.join(found.runs[-1:]) or 'none'}",
                 "Run again to go on with that, or name a new run directory.",
             )
 
@@ -61,7 +62,7 @@ def of_round(recipe: Recipe, lineage: Lineage) -> Recipe:
     assert recipe.train is not None
     last = RunDir(lineage.runs[-1])
     stage = last.stage("train")
-    policy = policies(load(last.path / "recipe.toml"), stage.require(), stage.path)["trained"]
+    policy = policies(load(last.path / "recipe.toml"), stage.require(), str(stage))["trained"]
     place = {"model": policy.model, "revision": policy.revision, "adapter": policy.adapter}
     template = recipe.policy().chat_template
     engine = recipe.sample.engine.model_copy(update={**place, "chat_template": template})
@@ -77,8 +78,7 @@ def of_round(recipe: Recipe, lineage: Lineage) -> Recipe:
 def newest(recipe: Recipe, run: RunDir) -> RunDir | None:
     """The newest complete run beside this one, of the same recipe's name, base and held-out prompts, whose gates hold: of one
     with rounds, the best of these. Newest is what was evaluated last."""
-    beside = [RunDir(path) for path in run.path.parent.glob("*") if path.is_dir() and path != run.path]
-    models = [model for one in beside if (model := best(one)) and _evaluated(model)]
+    models = [model for one in run.beside if (model := best(one)) and _evaluated(model)]
     return next((one for one in sorted(models, key=_evaluated, reverse=True) if _passed(recipe, one)), None)
 
 
@@ -93,7 +93,7 @@ def best(run: RunDir) -> RunDir | None:
 
 def _evaluated(run: RunDir) -> float:
     """When it was evaluated, in seconds of the epoch; 0 where it was not."""
-    manifest = run.stage("evaluate").path / "manifest.json"
+    manifest = run.stage("evaluate").file("manifest.json")
     return manifest.stat().st_mtime if manifest.is_file() else 0.0
 
 
@@ -132,6 +132,8 @@ def _base(lineage: Lineage) -> tuple[str, str | None, str | None]:
 
 
 def _name(run: RunDir) -> str:
-    """A run directory's path as recipes name it: from the working folder where it is below that."""
+    """A run directory as recipes name it: by its URL, or its path, from the working folder where it is below that."""
+    if is_url(str(run)):
+        return str(run)
     path, here = run.path.resolve(), Path.cwd().resolve()
     return str(path.relative_to(here) if path.is_relative_to(here) else path)

@@ -1,6 +1,5 @@
 """Where a model is, and what exactly its name stands for."""
 
-import functools
 import hashlib
 import json
 from contextlib import suppress
@@ -8,12 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from dpo_data.errors import EngineError
-from dpo_data.provenance import file_hash
+from dpo_data.provenance import hash_once
+from dpo_data.store import local
 
 
 def find_model(model: str, revision: str | None = None) -> str:
     """A model's local folder, or its Hub name once its config has been read from the cache or the Hub. Raises EngineError."""
-    folder = Path(model).expanduser()
+    folder = local(model)
     if (folder / "config.json").exists():
         return str(folder)
     if folder.exists():
@@ -30,6 +30,11 @@ def find_model(model: str, revision: str | None = None) -> str:
             "`hf auth login` if it is private, and check the network or HF_HUB_OFFLINE.",
         ) from None
     return model
+
+
+def find_adapter(adapter: str | None) -> str | None:
+    """An adapter's local folder; None for none."""
+    return str(local(adapter)) if adapter else None
 
 
 def model_revision(model: str, revision: str | None = None) -> str | None:
@@ -68,7 +73,7 @@ def _config_here(model: str, revision: str | None) -> Path | None:
     from huggingface_hub import try_to_load_from_cache
     from huggingface_hub.errors import HFValidationError
 
-    folder = Path(model).expanduser()
+    folder = local(model)
     if folder.is_dir():
         return folder / "config.json" if (folder / "config.json").exists() else None
     with suppress(HFValidationError):  # a folder that is not made yet
@@ -90,18 +95,11 @@ def weights_revision(engine: Any) -> str | None:
     if not hasattr(engine, "revision"):
         return None
     revision, adapter = model_revision(engine.model, engine.revision), getattr(engine, "adapter", None)
-    return f"{revision}+{_folder_hash(Path(adapter).expanduser())}" if adapter else revision
+    return f"{revision}+{_folder_hash(local(adapter))}" if adapter else revision
 
 
 def _folder_hash(folder: Path) -> str:
     digest = hashlib.sha256()
     for file in sorted(file for kind in ("safetensors", "json", "jinja") for file in folder.glob(f"*.{kind}")):
-        facts = file.stat()
-        digest.update(f"{file.name} {_hash_once(file, facts.st_size, facts.st_mtime_ns)}\n".encode())
+        digest.update(f"{file.name} {hash_once(file)}\n".encode())
     return f"sha256:{digest.hexdigest()[:32]}"
-
-
-@functools.cache
-def _hash_once(file: Path, size: int, changed_ns: int) -> str:
-    """A file's hash, read once as long as size and time of change stay: weights are large, and every stage asks."""
-    return file_hash(file)

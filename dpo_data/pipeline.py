@@ -1,17 +1,19 @@
 """The stages, in order, and the plain loop over them."""
 
 import logging
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 from dpo_data import evaluate, filters, gates, ledger, lineage, pair, publish, rank, rounds, rundir, sample, train
 from dpo_data.audit.people import read_labels
-from dpo_data.config import Gates, Recipe, dump
+from dpo_data.config import Gates, Recipe, Train, dump
 from dpo_data.errors import DpoDataError, GateClosed
 from dpo_data.evaluation.perplexity import texts
+from dpo_data.files import intact, refuse_links, room
+from dpo_data.functions import loads_code, require_allowed
 from dpo_data.judges.argilla import Argilla
 from dpo_data.judges.members import leaves
+from dpo_data.logs import logged
+from dpo_data.progress import noted
 from dpo_data.report import report
 from dpo_data.report.rounds import report_rounds
 from dpo_data.rundir import RunDir
@@ -41,17 +43,18 @@ def stages_of(recipe: Recipe) -> list[str]:
 
 def run(recipe: Recipe, run: RunDir, progress: Progress = lambda stage, done, total: None) -> dict[str, Any]:
     """Every stage of a recipe, round after round where it asks for rounds, and each time the report. What is finished is not
-    done again. Returns the last report. Raises GateClosed as `conclude` does."""
+    done again. Returns the last report. Raises GateClosed as `conclude` does, and InUse where another process is at it."""
     told: dict[str, Any] = {}
-    for made, folder in rounds.rounds(recipe, run):
-        ready(made, folder)
-        closed = None
-        try:
-            for name in stages_of(made):
-                run_stage(name, made, folder, progress if folder is run else _in_round(folder, progress))
-        except GateClosed as error:
-            closed = error
-        told = conclude(recipe, run, made, folder, closed)
+    with room(run.path), run.held():
+        for made, folder in rounds.rounds(recipe, run):
+            ready(made, folder)
+            closed = None
+            try:
+                for name in stages_of(made):
+                    run_stage(name, made, folder, progress if folder is run else _in_round(folder, progress))
+            except GateClosed as error:
+                closed = error
+            told = conclude(recipe, run, made, folder, closed)
     return told
 
 
@@ -101,8 +104,9 @@ def run_stage(name: str, recipe: Recipe, run: RunDir, progress: Progress) -> dic
         raise DpoDataError(f"The recipe asks for no stage {name!r}", f"Give it {lacks}.")
     if recipe.rounds.chained and recipe.lineage is None:
         raise DpoDataError("The recipe has [rounds], and this is none of them", "Use `dpo-data run` or sample-and-train.")
-    with logged(run):
-        log.info("%s: begins in %s, with %d shards finished already", name, run.path, len(run.stage(name).shards()))
+    refuse_links(run.path)
+    with room(run.path), logged(run, name), run.held(), noted(run, name, stages_of(recipe), progress) as progress:
+        log.info("%s: begins in %s, with %d shards finished already", name, run, run.stage(name).finished)
         _meet(recipe, name)
         if recipe.lineage:
             lineage.keep(recipe, run)
@@ -125,11 +129,16 @@ def _let_through(recipe: Recipe, run: RunDir, name: str) -> None:
         run.stage("evaluate").require()
     if name in gates.BEFORE and recipe.gates != Gates():
         run.stage("pair").require()
-        gates.require((gates.Gate(**gate) for gate in report(recipe, run)["gates"]), str(run.path), name)
+        gates.require((gates.Gate(**gate) for gate in report(recipe, run)["gates"]), str(run), name)
 
 
 def _meet(recipe: Recipe, name: str) -> None:
-    """Raises what a rule, template, filter, label or text that is bad would raise, before an engine starts for hours."""
+    """Raises what a rule, template, filter, label or text that is bad, or code that is not allowed, would raise, before an
+    engine starts for hours."""
+    for key in loads_code(recipe.model_dump()):
+        require_allowed(f"{key!r} has code loaded")
+    if recipe.train and recipe.train.launch != Train.model_fields["launch"].default:
+        require_allowed("'train.launch' may name a program of its own, which is code")
     if name in ("sample", "rank", "evaluate"):
         recipe.rank.judge.inputs()
     filters.inputs(recipe.pair.filters)
@@ -146,24 +155,11 @@ def fork(old: RunDir, new: RunDir, recipe: Recipe) -> list[str]:
         stage = STAGES[name]
         return name in stages_of(recipe) and found == rundir.stage_recipe(stage.settings(recipe), stage.inputs(recipe, new))
 
+    refuse_links(old.path)
+    refuse_links(new.path)
     kept = rundir.fork(old, new, holds)
-    ledger.inherit(old.calls, new.calls)
+    with intact(old.calls):
+        ledger.inherit(old.calls, new.calls)
+    new.keep(new.calls)
     new.write("recipe.toml", dump(recipe))
     return kept
-
-
-@contextmanager
-def logged(run: RunDir) -> Iterator[None]:
-    """Keep what dpo_data and its children log while the block runs, in logs/run.log."""
-    handler = logging.FileHandler(run.logs / "run.log", encoding="utf-8")
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
-    loggers = [logging.getLogger(name) for name in ("dpo_data", "vllm", "reward_model", "train", "perplexity")]
-    for logger in loggers:
-        logger.addHandler(handler)
-        logger.setLevel(logging.INFO)
-    try:
-        yield
-    finally:
-        for logger in loggers:
-            logger.removeHandler(handler)
-        handler.close()

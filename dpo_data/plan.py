@@ -28,7 +28,7 @@ def plan(recipe: Recipe, run: RunDir) -> str:
     more = "".join(f", {lost_to:,} {name.replace('_', '-')}" for name, lost_to in lost.items())
     unused = f"{counts['held_out']:,} more held out, {counts['duplicates']:,} repeated{more}"
     lines = [
-        f"{recipe.name}: {run.path}",
+        f"{recipe.name}: {run}",
         f"  prompts      {counts['prompts']:>12,} ({unused})",
         f"  completions  {counts['completions']:>12,} {how}",
         f"  judge calls  {counts['judge_calls']:>12,} at most ({recipe.rank.judge.type})",

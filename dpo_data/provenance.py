@@ -42,3 +42,15 @@ def file_hash(path: Path) -> str:
     """SHA-256 of a file's bytes, in hex."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def hash_once(path: Path) -> str:
+    """The same, read once in a process as long as the file's size and time of change stay: weights and shards are large, and
+    every stage asks."""
+    facts = path.stat()
+    return _hash_once(path, facts.st_size, facts.st_mtime_ns)
+
+
+@functools.cache
+def _hash_once(path: Path, size: int, changed_ns: int) -> str:
+    return file_hash(path)

@@ -7,6 +7,7 @@ from dpo_data.config import Recipe
 from dpo_data.errors import TooManyFailures, Unfinished
 from dpo_data.files import read_rows
 from dpo_data.judging import judging, shown
+from dpo_data.progress import counted
 from dpo_data.rows import Ranking, Sample
 from dpo_data.rundir import RunDir
 from dpo_data.seams import Progress
@@ -24,7 +25,7 @@ def rank(recipe: Recipe, run: RunDir, progress: Progress) -> dict[str, Any]:
     with judging(recipe, run, "rank") as (judge, ledger):
         missing = stage.fill(
             ((int(path.stem), [row for row in read_rows(path, Sample) if not row.error]) for path in sampled.shards()),
-            lambda groups: judge.rank(shown(groups, recipe.rank.thinking)),
+            lambda groups: counted(judge.rank(shown(groups, recipe.rank.thinking)), progress),
             Ranking,
             lambda rows: progress("rank", rows, total),
         )
@@ -35,7 +36,7 @@ def rank(recipe: Recipe, run: RunDir, progress: Progress) -> dict[str, Any]:
     if len(abstained) > recipe.rank.max_abstained * total:
         raise TooManyFailures(
             f"The judge abstained on {len(abstained)} of {total} prompts; the first reason: {abstained[0]}",
-            f"Use another judge or template and delete {stage.path}, or raise rank.max_abstained.",
+            f"Use another judge or template and delete {stage}, or raise rank.max_abstained.",
         )
     return stage.finish(prompts=total, abstained=len(abstained), judge=judge.name, calls=asdict(spent), tokens_here=here)
 

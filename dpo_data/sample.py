@@ -19,6 +19,7 @@ from dpo_data.errors import EngineError, TooManyFailures
 from dpo_data.files import read_rows, read_schema, read_table
 from dpo_data.formats.prompts import prompts_hash, prompts_shape
 from dpo_data.models import engine_revision
+from dpo_data.progress import counted
 from dpo_data.rows import DroppedPrompt, Prompt, Sample, batched
 from dpo_data.rundir import RunDir, Stage
 from dpo_data.seams import Engine, Progress, Sampling, answer
@@ -49,7 +50,7 @@ def sample(recipe: Recipe, run: RunDir, progress: Progress) -> dict[str, Any]:
         def done(rows: int, before: int = at * prompts) -> None:
             progress("sample", before + rows, len(turns) * prompts)
 
-        _take(turn, recipe, stage, admitted, done)
+        _take(turn, recipe, stage, admitted, done, progress)
     if len(turns) > 1:
         _put_together(turns, stage)
     _set_aside(stage, admitted)
@@ -105,7 +106,9 @@ def _turns(recipe: Recipe, stage: Stage) -> list[Turn]:
     return [Turn(stage, engine, {} if isinstance(engine, Given) else sampling)]
 
 
-def _take(turn: Turn, recipe: Recipe, stage: Stage, admitted: Admission, done: Callable[[int], None]) -> None:
+def _take(
+    turn: Turn, recipe: Recipe, stage: Stage, admitted: Admission, done: Callable[[int], None], progress: Progress
+) -> None:
     """Have an engine answer the prompts of every shard that is not there. It is not started where all of them are."""
     done(0)
     shards = range(-(-admitted.counts["prompts"] // recipe.sample.shard_size))
@@ -120,7 +123,7 @@ def _take(turn: Turn, recipe: Recipe, stage: Stage, admitted: Admission, done: C
                     for at, prompts in enumerate(batched(admitted.sampled(), recipe.sample.shard_size))
                     if at in todo or turn.stage.shard(at).exists()
                 ),
-                lambda prompts: answer(engine, prompts, turn.sampling, recipe.seed, turn.first),
+                lambda prompts: counted(answer(engine, prompts, turn.sampling, recipe.seed, turn.first), progress),
                 Sample,
                 done,
                 _schema(engine),
@@ -168,7 +171,7 @@ def _failures(stage: Stage, recipe: Recipe, admitted: Admission) -> int:
     if len(failed) > recipe.sample.max_failed * admitted.counts["prompts"]:
         raise TooManyFailures(
             f"{len(failed)} of {admitted.counts['prompts']} prompts could not be sampled; the first: {failed[0]}",
-            f"Mend the cause and delete {stage.path}, or raise sample.max_failed.",
+            f"Mend the cause and delete {stage}, or raise sample.max_failed.",
         )
     return len(failed)
 

@@ -1,6 +1,8 @@
-"""A judge's prompt: a Markdown file with `{{ variables }}`, rendered in a sandbox that knows no other code.
+"""A judge's prompt: a Markdown file with `{{ variables }}`, rendered in a sandbox.
 
 A template names its variables; one that it names and does not get is an error when the judge is built, not a hole in a prompt.
+It shows them, and asks `{% if %}` there is one, and does nothing else: it may be anybody's, and what cannot compute can neither
+reach out of itself nor take for ever.
 """
 
 import hashlib
@@ -11,7 +13,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from jinja2 import StrictUndefined, TemplateSyntaxError, meta
+from jinja2 import StrictUndefined, TemplateSyntaxError, meta, nodes
 from jinja2 import Template as Jinja
 from jinja2.sandbox import SandboxedEnvironment
 
@@ -22,6 +24,12 @@ from dpo_data.share import find
 _ENVIRONMENT = SandboxedEnvironment(
     undefined=StrictUndefined, keep_trailing_newline=False, trim_blocks=True, lstrip_blocks=True
 )
+
+_PLAIN = (
+    *(nodes.Template, nodes.Output, nodes.TemplateData, nodes.Name, nodes.Const),
+    *(nodes.If, nodes.Not, nodes.And, nodes.Or, nodes.Compare, nodes.Operand),
+)
+"""All that a template may be made of."""
 
 
 @dataclass(frozen=True)
@@ -44,13 +52,18 @@ class Template:
 
 
 def load_template(path: str, variables: Iterable[str], optional: Iterable[str] = ()) -> Template:
-    """Read a template. Raises TemplateError where it is missing, does not parse, does not name one of `variables`, or names one
-    that is neither of those nor `optional`."""
+    """Read a template. Raises TemplateError where it is missing, does not parse, computes anything, does not name one of
+    `variables`, or names one that is neither of those nor `optional`."""
     text = read_text(path, "template", "prompts/judges/*.md")
     try:
-        named = meta.find_undeclared_variables(_ENVIRONMENT.parse(text))
+        parsed = _ENVIRONMENT.parse(text)
+        _refuse_code(path, parsed)
+        _ENVIRONMENT.from_string(text)
     except TemplateSyntaxError as error:
         raise TemplateError(f"{path}, line {error.lineno}: {error.message}", "Mend the template.") from None
+    except (SyntaxError, RecursionError):  # of Python's, into which Jinja compiles it
+        raise TemplateError(f"{path} lies too deep in itself", "Make it flatter.") from None
+    named = meta.find_undeclared_variables(parsed)
     wanted = set(variables)
     known = wanted | set(optional)
     if named - known:
@@ -61,6 +74,16 @@ def load_template(path: str, variables: Iterable[str], optional: Iterable[str] =
     if wanted - named:
         raise TemplateError(f"{path} never shows {', '.join(sorted(wanted - named))}", "Without it the judge judges blindly.")
     return Template(path, text)
+
+
+def _refuse_code(path: str, parsed: nodes.Template) -> None:
+    """Raises TemplateError for what is more than a prompt. Before it is compiled: Jinja computes what is constant then."""
+    for node in parsed.find_all(nodes.Node):
+        if not isinstance(node, _PLAIN) or (isinstance(node, nodes.Name) and node.name == "self"):
+            raise TemplateError(
+                f"{path}, line {node.lineno}, is more than a prompt: {type(node).__name__}",
+                "A template shows its variables, as {{ prompt }}, and may ask {% if … %}; nothing else.",
+            )
 
 
 def read_text(path: str, what: str, shipped: str) -> str:

@@ -4,7 +4,6 @@ import json
 import logging
 import os
 from contextlib import closing
-from pathlib import Path
 from typing import Any
 
 from dpo_data import chat_template
@@ -14,7 +13,7 @@ from dpo_data.demonstrations import demonstrations
 from dpo_data.errors import TrainError
 from dpo_data.formats.prompts import prompts_hash
 from dpo_data.hints import hints, pair_stats
-from dpo_data.models import find_model, model_revision, weights_revision
+from dpo_data.models import find_adapter, find_model, model_revision, weights_revision
 from dpo_data.rows import Sample
 from dpo_data.rundir import RunDir
 from dpo_data.seams import Progress
@@ -45,6 +44,8 @@ def train(recipe: Recipe, run: RunDir, progress: Progress) -> dict[str, Any]:
                 raise TrainError(heard["failed"], heard["remedy"])
             if "step" in heard:
                 progress(heard["stage"], heard["step"], heard["steps"])
+            if "saved" in heard:
+                stage.keep()
             if "alarm" in heard:
                 log.warning("train: step %d: %s", heard["at"], heard["alarm"])
             if "metrics" in heard:
@@ -90,7 +91,7 @@ def _job(recipe: Recipe, run: RunDir) -> dict[str, Any]:
     return {
         "model": find_model(policy.model, policy.revision),
         "revision": policy.revision,
-        "adapter": str(Path(policy.adapter).expanduser()) if policy.adapter else None,
+        "adapter": find_adapter(policy.adapter),
         "chat_template": chat_template.read(policy.chat_template) if policy.chat_template else None,
         "weights": {"revision": weights_revision(policy)},
         "policy": (sampled.manifest or {}).get("policy"),

@@ -9,6 +9,7 @@ from dpo_data.config import Recipe
 from dpo_data.errors import PublishError
 from dpo_data.models import find_model
 from dpo_data.rundir import RunDir
+from dpo_data.store import is_url
 
 NOT_OURS = ("README.md", "training_args.bin")
 """What TRL leaves beside the weights and is not published: a card of its own; and its arguments, a pickle with paths in it."""
@@ -71,8 +72,8 @@ def require_public_base(recipe: Recipe) -> None:
 
 
 def is_here(model: str) -> bool:
-    """Whether a model is a folder of this machine, and no name that others can load it by."""
-    return Path(model).expanduser().exists()
+    """Whether a model is a folder of this machine or of a store, and no name that others can load it by."""
+    return is_url(model) or Path(model).expanduser().exists()
 
 
 def is_ours(path: str) -> bool:

@@ -5,12 +5,9 @@ the flow run completes with it for its message. When rank is complete, an event 
 `sample-and-train/ranked` on the same run directory.
 """
 
-import fcntl
 import re
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
-from glob import escape, glob
+from glob import escape
 from typing import Any
 
 from dpo_data.share import SHIPPED
@@ -27,10 +24,11 @@ from prefect.events import Event
 from prefect.states import Completed, Failed
 
 from dpo_data import pipeline
-from dpo_data.config import Recipe, load
-from dpo_data.errors import DpoDataError, Unfinished
-from dpo_data.rundir import RunDir
-from flows.sample_and_train import resolve, stage
+from dpo_data.config import Recipe
+from dpo_data.errors import DpoDataError, InUse, Unfinished
+from dpo_data.rundir import RunDir, matching
+from flows import gc
+from flows.sample_and_train import read, resolve, stage
 
 EVENT = "dpo-data.rank.complete"
 """What starts `sample-and-train/ranked`, with the paths of recipe and run directory. prefect.yaml expects it by this name."""
@@ -48,9 +46,10 @@ def push(recipe: Recipe | str, run: str = "runs/{name}") -> State[Any]:
 
     Args:
         recipe: The recipe itself, or the path of its TOML file.
-        run: The run directory. {name} is the recipe's name, {date} this flow run's scheduled time in UTC.
+        run: The run directory, or its URL. {name} is the recipe's name, {date} this flow run's scheduled time in UTC.
     """
-    made = load(recipe) if isinstance(recipe, str) else recipe
+    gc.claim()
+    made = read(recipe)
     folder = RunDir(resolve(run, made))
     pipeline.ready(made, folder)
     stage.with_options(name="sample")("sample", made, folder)
@@ -65,10 +64,10 @@ def collect(recipe: Recipe | str, run: str = "runs/{name}") -> State[Any]:
         recipe: The recipe itself, or the path of its TOML file: as it was pushed, but for what decides no ranking.
         run: As it was pushed. {name} is the recipe's name; {date} stands for the time of every push.
     """
-    made = load(recipe) if isinstance(recipe, str) else recipe
+    gc.claim()
+    made = read(recipe)
     pattern = escape(run.replace("{name}", made.name)).replace("{date}", DATED)
-    begun = [RunDir(path) for path in sorted(glob(pattern))]
-    waiting = [folder for folder in begun if not _is_announced(folder) and folder.stage("sample").manifest]
+    waiting = [folder for folder in matching(pattern) if not _is_announced(folder) and folder.stage("sample").manifest]
     if not waiting:
         return Completed(message=f"No run at {run} awaits anything")
     return _rank_all(made, waiting)
@@ -84,7 +83,7 @@ def _rank_all(recipe: Recipe, runs: list[RunDir]) -> State[Any]:
                 _announce(run)
         except (DpoDataError, httpx.HTTPError) as error:
             awaited, failed = str(error), True
-        said.append(f"{run.path}: {awaited or 'ranked'}")
+        said.append(f"{run}: {awaited or 'ranked'}")
     message = "\n".join(said)
     return Failed(message=message) if failed else Completed(message=message)
 
@@ -93,15 +92,14 @@ def _rank_all(recipe: Recipe, runs: list[RunDir]) -> State[Any]:
 def rank(recipe: Recipe, run: RunDir) -> str | None:
     """Push and collect. Returns what is still awaited; None where every prompt is ranked. It is not tried again here: the next
     `collect` does it."""
-    with _alone(run) as alone:
-        if not alone:
-            return "Another flow run is at it."
-        try:
-            stage.fn("rank", recipe, run)
-        except Unfinished as error:
-            key = re.sub(r"[^a-z0-9]+", "-", f"awaited-{run.path.name}".lower())
-            create_markdown_artifact(re.sub(r"https?://\S*[^\s.,;]", r"<\g<0>>", str(error)), key, f"What {run.path} awaits")
-            return str(error)
+    try:
+        stage.fn("rank", recipe, run)
+    except InUse:
+        return "Another flow run is at it."
+    except Unfinished as error:
+        key = re.sub(r"[^a-z0-9]+", "-", f"awaited-{run.path.name}".lower())
+        create_markdown_artifact(re.sub(r"https?://\S*[^\s.,;]", r"<\g<0>>", str(error)), key, f"What {run} awaits")
+        return str(error)
     return None
 
 
@@ -118,24 +116,12 @@ def _announce(run: RunDir) -> None:
     """
     if _is_announced(run):
         return
-    folder = run.path.resolve()
+    name = run.path.resolve().name
     event = Event(
         event=EVENT,
-        resource={"prefect.resource.id": f"dpo-data.run.{folder.name}", "prefect.resource.name": folder.name},
-        payload={"recipe": str(folder / "recipe.toml"), "run": str(folder)},
+        resource={"prefect.resource.id": f"dpo-data.run.{name}", "prefect.resource.name": name},
+        payload={"recipe": f"{run.address}/recipe.toml", "run": run.address},
     )
     with get_client(sync_client=True) as client:
         client.request("POST", "/events", json=[event.model_dump(mode="json")]).raise_for_status()
     run.write(ANNOUNCED, event.model_dump_json(indent=2))
-
-
-@contextmanager
-def _alone(run: RunDir) -> Iterator[bool]:
-    """Whether no other flow run ranks this run, for as long as the block runs. A process that was killed holds nothing."""
-    with (run.path / ".rank.lock").open("a") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            yield False
-        else:
-            yield True

@@ -1,14 +1,17 @@
 """What `dpo-data deploy` runs: a Prefect server where none answers, the deployments of prefect.yaml, a worker until Ctrl-C."""
 
 import argparse
+import logging
 import os
 import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, suppress
+from logging.handlers import RotatingFileHandler
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -16,17 +19,35 @@ from urllib.parse import urlsplit
 os.environ.setdefault("DO_NOT_TRACK", "1")
 os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
 
+from dpo_data.share import SHIPPED
+
+sys.path.insert(0, str(SHIPPED))  # run by its path, this file would not find its neighbours
+
 import httpx
 import yaml
 from prefect.settings import PREFECT_API_URL, PREFECT_HOME
 
 from dpo_data.errors import DpoDataError
-from dpo_data.share import SHIPPED
+from flows import gpu
+from flows.gc import POOL, TIMEOUT, URL, credentials, end_dead_runs
 
-POOL = "dpo-data"
 LOOPBACK = ("127.0.0.1", "localhost")
-TIMEOUT = 30
-"""Seconds for one answer of the server, which shares a small machine with the run."""
+
+SERVER = {
+    # Leases outlive a restart of the server. In its memory they would not, and the slots would be lent for good.
+    "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": "prefect.server.concurrency.lease_storage.filesystem",
+    # Flow runs leave the database 90 days after their end, and their events after seven.
+    "PREFECT_SERVER_SERVICES_DB_VACUUM_ENABLED": "events,flow_runs",
+}
+WORKER = {
+    # A flow run's process starts as many seconds early and waits for its time, so that its imports delay nothing.
+    "PREFECT_WORKER_PREFETCH_SECONDS": "30",
+    "PREFECT_WORKER_WEBSERVER_HOST": "127.0.0.1",
+}
+"""Settings of Prefect's for what is started here, unless the environment has its own."""
+
+LOG = 5_000_000
+"""Bytes of the server's log, from which on it is the old one and a new one begins."""
 
 PREFECT = [sys.executable, "-m", "prefect", "--no-prompt"]
 
@@ -35,12 +56,13 @@ def main(argv: list[str] | None = None) -> int:
     """Serve until Ctrl-C or SIGTERM. Returns the exit code: 130 when stopped, an error's own otherwise."""
     parser = argparse.ArgumentParser(prog="dpo-data deploy", description=__doc__)
     parser.add_argument("--port", type=int, help="the port on 127.0.0.1 (default: PREFECT_API_URL, or else 4200)")
+    parser.add_argument("--with-healthcheck", action="store_true", help="have the worker answer at /health, on port 8080")
     given = parser.parse_args(argv)
-    url = f"http://127.0.0.1:{given.port or 4200}/api" if given.port else PREFECT_API_URL.value() or "http://127.0.0.1:4200/api"
+    url = f"http://127.0.0.1:{given.port}/api" if given.port else PREFECT_API_URL.value() or URL
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, _interrupt)
     try:
-        return _serve(url)
+        return _serve(url, given.with_healthcheck)
     except DpoDataError as error:
         print(f"dpo-data deploy: error: {error}", file=sys.stderr)
         return error.exit_code
@@ -57,18 +79,33 @@ def deployments(folder: Path = SHIPPED) -> dict[str, Any]:
     return table
 
 
-def _serve(url: str) -> int:
+def _serve(url: str, healthcheck: bool) -> int:
     os.environ["PREFECT_API_URL"] = url
     with nullcontext() if _get(url, "/health") else _server(url):
         if not _get(url, f"/work_pools/{POOL}"):
             _prefect("work-pool", "create", POOL, "--type", "process")
+        _limit(url)
         _deploy(url)
-        with _process([*PREFECT, "worker", "start", "--pool", POOL, "--type", "process"]) as worker:
+        end_dead_runs(url)
+        command = [*PREFECT, "worker", "start", "--pool", POOL, "--type", "process", *["--with-healthcheck"] * healthcheck]
+        with _process(command, env={**WORKER, **os.environ}) as worker:
             print(f"Prefect: {url.removesuffix('/api')}", "Run now: prefect deployment run sample-and-train/nightly", sep="\n")
             print("  or, to have people rank: prefect deployment run curate/push")
             print(f"  (in another terminal: export PREFECT_API_URL={url})", "Ctrl-C ends it.", sep="\n", flush=True)
             code = worker.wait()
     raise DpoDataError(f"The worker ended with exit code {code}", "Its reason stands above.")
+
+
+def _limit(url: str) -> None:
+    """This machine's concurrency limit, unless the server has it already."""
+    name, path = gpu.limit(), "/v2/concurrency_limits/"
+    if name and not _get(url, path + name):
+        body = {"name": name, "limit": gpu.slots()}
+        httpx.post(url + path, json=body, headers=credentials(), timeout=TIMEOUT)
+        if not _get(url, path + name):
+            raise DpoDataError(
+                f"The server makes no concurrency limit {name!r}", f"Make it: `prefect gcl create {name} --limit 1`."
+            )
 
 
 def _deploy(url: str) -> None:
@@ -107,42 +144,29 @@ def _server(url: str) -> Iterator[None]:
     os.environ["PREFECT_SERVER_UI_API_URL"] = url
     log = PREFECT_HOME.value() / "dpo-data-server.log"
     log.parent.mkdir(parents=True, exist_ok=True)
-    with log.open("w") as out:
-        command = [*PREFECT, "server", "start", "--host", "127.0.0.1", "--port", str(port), "--log-level", "WARNING"]
-        with _process(command, stdout=out, stderr=out) as server:
-            while not _get(url, "/health"):
-                if server.poll() is not None:
-                    raise DpoDataError(f"The Prefect server ended: {_last_line(log.read_text())}", f"Its whole log is {log}.")
-                time.sleep(0.2)
-            _end_dead_runs(url)
-            try:
-                yield
-            finally:
-                _end_dead_runs(url)
+    command = [*PREFECT, "server", "start", "--host", "127.0.0.1", "--port", str(port), "--log-level", "WARNING"]
+    with _process(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env={**SERVER, **os.environ}) as server:
+        logger = threading.Thread(target=_log, args=(server, log), daemon=True)
+        logger.start()
+        while not _get(url, "/health"):
+            if server.poll() is not None:
+                logger.join()
+                raise DpoDataError(f"The Prefect server ended: {_last_line(log.read_text())}", f"Its whole log is {log}.")
+            time.sleep(0.2)
+        end_dead_runs(url, unclaimed=True)
+        try:
+            yield
+        finally:
+            with suppress(httpx.HTTPError):  # a server that is going itself is not the reason for which this ends
+                end_dead_runs(url, unclaimed=True)
 
 
-def _end_dead_runs(url: str) -> None:
-    """Tell the server of flow runs whose process is gone: killed with the worker, or by a power cut.
-
-    To Prefect they would run for good and hold the deployment's only place, for it forgets the holders when the server ends.
-    """
-    unfinished = {"state": {"type": {"any_": ["PENDING", "RUNNING", "CANCELLING"]}}}
-    state = {"type": "CRASHED", "message": "Its process is gone. A new run on the same run directory goes on from there."}
-    with httpx.Client(base_url=url, timeout=TIMEOUT) as client:
-        found = client.post("/flow_runs/filter", json={"flow_runs": unfinished, "work_pools": {"name": {"any_": [POOL]}}})
-        for run in found.raise_for_status().json():
-            if not _is_alive(run["infrastructure_pid"]):
-                client.post(f"/flow_runs/{run['id']}/set_state", json={"state": state, "force": True}).raise_for_status()
-
-
-def _is_alive(pid: str | None) -> bool:
-    if pid is None:
-        return False
-    try:
-        os.kill(int(pid), 0)
-    except ProcessLookupError:
-        return False
-    return True
+def _log(server: subprocess.Popen[bytes], log: Path) -> None:
+    """Keep what a server prints: on SQLite, hundreds of MB a week of a `database is locked` that it gets over."""
+    handler = RotatingFileHandler(log, maxBytes=LOG, backupCount=1, encoding="utf-8")
+    for line in server.stdout or ():
+        handler.emit(logging.makeLogRecord({"msg": line.decode("utf-8", "replace").rstrip()}))
+    handler.close()
 
 
 @contextmanager
@@ -180,7 +204,9 @@ def _get(url: str, path: str) -> Any:
     """What the server answers, as JSON; None where it does not answer, or refuses. One that is busy is asked again."""
     until = time.monotonic() + TIMEOUT
     try:
-        while (answer := httpx.get(url + path, timeout=TIMEOUT)).status_code == 503 and time.monotonic() < until:
+        while (
+            answer := httpx.get(url + path, headers=credentials(), timeout=TIMEOUT)
+        ).status_code == 503 and time.monotonic() < until:
             time.sleep(0.5)
     except httpx.TransportError:
         return None

@@ -10,41 +10,40 @@ import logging
 import os
 import socket
 import sys
-import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
-from typing import Any, cast
-from uuid import UUID
+from typing import Any
 
 os.environ.setdefault("DO_NOT_TRACK", "1")
 os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
 
-import httpx
+from dpo_data.share import SHIPPED
+
+sys.path.insert(0, str(SHIPPED))  # run by its path, this file would not find its neighbours
+
 import uvicorn
 from prefect import Task, flow, runtime, task
-from prefect.artifacts import (
-    create_markdown_artifact,
-    create_progress_artifact,
-    create_table_artifact,
-    update_progress_artifact,
-)
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State, TaskRun
 from prefect.context import refresh_global_settings_context
 from prefect.logging.handlers import APILogHandler
 from prefect.settings import PREFECT_API_URL
 
-from dpo_data import errors, pipeline
+from dpo_data import errors, logs, pipeline
 from dpo_data.child import Child, Parent
 from dpo_data.config import Recipe, load
+from dpo_data.functions import ALLOW
 from dpo_data.progress import bars
-from dpo_data.report import LABELS, last_words
+from dpo_data.report import last_words
 from dpo_data.report.rounds import rounds_words
 from dpo_data.rounds import rounds
 from dpo_data.rundir import RunDir
 from dpo_data.seams import Progress
+from dpo_data.store import is_url
+from flows import gc, gpu
+from flows.artifacts import show_report, shown
 
 RETRY_DELAY = 10
 """Seconds between two attempts of a stage."""
@@ -59,6 +58,7 @@ LASTING = (
     errors.EmptyStage,
     errors.GateClosed,
     errors.OutOfDisk,
+    errors.InUse,
     errors.OverBudget,
     errors.Unfinished,
 )
@@ -79,25 +79,27 @@ def sample_and_train(recipe: Recipe | str, run: str = "runs/{name}") -> str:
 
     Args:
         recipe: The recipe itself, or the path of its TOML file.
-        run: The run directory. {name} is the recipe's name, {date} this flow run's scheduled time in UTC.
+        run: The run directory, or its URL. {name} is the recipe's name, {date} this flow run's scheduled time in UTC.
     """
-    whole = load(recipe) if isinstance(recipe, str) else recipe
+    gc.claim()
+    whole = read(recipe)
     top = RunDir(resolve(run, whole))
     words = ""
-    for made, folder in rounds(whole, top):
-        pipeline.ready(made, folder)
-        closed = None
-        try:
-            for name in pipeline.stages_of(made):
-                title = name if folder is top else f"{folder.path.name} {name}"
-                stage.with_options(name=title, retry_delay_seconds=RETRY_DELAY)(name, made, folder)
-        except errors.GateClosed as error:
-            closed = error
-        with _logs_in_ui():
-            found = pipeline.conclude(whole, top, made, folder, closed)
-            words = last_words(found, folder)
-            log.info(words)
-        _show(found, words, folder)
+    with top.held():
+        for made, folder in rounds(whole, top):
+            pipeline.ready(made, folder)
+            closed = None
+            try:
+                for name in pipeline.stages_of(made):
+                    title = name if folder is top else f"{folder.path.name} {name}"
+                    stage.with_options(name=title, retry_delay_seconds=RETRY_DELAY)(name, made, folder)
+            except errors.GateClosed as error:
+                closed = error
+            with _logs_in_ui():
+                found = pipeline.conclude(whole, top, made, folder, closed)
+                words = last_words(found, folder)
+                log.info(words)
+            show_report(found, words, folder)
     return rounds_words(top) if top.rounds else words
 
 
@@ -113,47 +115,22 @@ def _mendable(task: Task[..., Any], task_run: TaskRun, state: State[Any]) -> boo
 @task(retries=2, retry_condition_fn=_mendable, cache_policy=NO_CACHE, persist_result=False)
 def stage(name: str, recipe: Recipe, run: RunDir) -> None:
     """One stage, resumed from what is on disk."""
-    with _logs_in_ui():
-        pipeline.run_stage(name, recipe, run, _Artifacts(TERMINAL.get()))
+    with _logs_in_ui(), gpu.held(name, recipe), shown(run, TERMINAL.get()) as progress:
+        pipeline.run_stage(name, recipe, run, progress)
+
+
+def read(recipe: Recipe | str) -> Recipe:
+    """A flow's recipe: itself, or by its path, or by the URL of a run's."""
+    if isinstance(recipe, Recipe):
+        return recipe
+    run, _, name = recipe.rpartition("/")
+    return load(RunDir(run).path / name if is_url(recipe) else recipe)
 
 
 def resolve(run: str, recipe: Recipe) -> str:
     """The scheduled time does not change when a flow run is retried, so the retry finds its directory again."""
     scheduled = runtime.flow_run.scheduled_start_time
     return run.replace("{name}", recipe.name).replace("{date}", f"{scheduled:%Y-%m-%dT%H%M}")
-
-
-class _Artifacts:
-    """A Progress that keeps a progress artifact for each name it hears, at most one update a second."""
-
-    def __init__(self, terminal: Progress):
-        self._terminal = terminal
-        self._ids: dict[str, UUID] = {}
-        self._sent: dict[str, float] = {}
-
-    def __call__(self, stage: str, done: int, total: int) -> None:
-        self._terminal(stage, done, total)
-        if done < total and time.monotonic() - self._sent.get(stage, -1.0) < 1:
-            return
-        self._sent[stage] = time.monotonic()
-        # A server that is away for a moment is no reason to end hours of sampling.
-        with suppress(httpx.HTTPError):
-            self._send(stage, 100 * done / max(total, 1), f"{done:,} of {total:,}")
-
-    def _send(self, stage: str, percent: float, text: str) -> None:
-        if stage in self._ids:
-            update_progress_artifact(self._ids[stage], percent, text)
-        else:
-            key = stage.replace(" ", "-").lower()
-            self._ids[stage] = cast(UUID, create_progress_artifact(percent, key, text))
-
-
-def _show(report: dict[str, Any], words: str, run: RunDir) -> None:
-    """The funnel as a table, and the report's headline with the way to report.html."""
-    funnel = [{"step": LABELS.get(step["name"], step["name"]), "prompts": step["count"]} for step in report["funnel"]]
-    create_table_artifact(funnel, "funnel", "What became of the prompts")
-    page = (run.path / "report.html").resolve()
-    create_markdown_artifact(f"```\n{words}\n```\n\n[{page}]({page.as_uri()})", "report", "The report")
 
 
 @contextmanager
@@ -185,10 +162,13 @@ def main(argv: list[str] | None = None) -> int:
     """Run the flow from a terminal. Returns the exit code: 0, an error's own, or 130 after Ctrl-C."""
     parser = argparse.ArgumentParser(prog="sample_and_train.py", description="Run every stage of a recipe as a Prefect flow.")
     parser.add_argument("recipe", metavar="RECIPE", help="a .toml file; the shipped ones are flows/recipes/*.toml")
-    parser.add_argument("--run", metavar="DIR", default="runs/{name}", help="the run directory (default: %(default)s)")
+    parser.add_argument("--run", metavar="DIR", default="runs/{name}", help="run directory, or its URL (default: %(default)s)")
     parser.add_argument("--set", metavar="KEY=VALUE", action="append", default=[], help="change a value, as sample.n=4")
+    parser.add_argument("--allow-code", action="store_true", help="run what the recipe names as code: only if you know it")
     given = parser.parse_args(argv)
     _quieten()
+    if given.allow_code:
+        os.environ[ALLOW] = "1"
     try:
         recipe = load(given.recipe, given.set)
         if not PREFECT_API_URL.value():
@@ -198,11 +178,11 @@ def main(argv: list[str] | None = None) -> int:
             words = sample_and_train(recipe, given.run)
         print(words)
     except errors.DpoDataError as error:
-        print(f"sample-and-train: error: {error}", file=sys.stderr)
+        logs.say(f"sample-and-train: error: {error}")
         return error.exit_code
     except KeyboardInterrupt:
         again = " ".join(["python", *sys.argv])
-        print(f"\nsample-and-train: stopped. What is finished is kept; go on with `{again}`", file=sys.stderr)
+        logs.say(f"\nsample-and-train: stopped. What is finished is kept; go on with `{again}`")
         return 130
     return 0
 
@@ -241,6 +221,8 @@ def _quieten() -> None:
     for handler in logging.getLogger().handlers:
         handler.setLevel(logging.WARNING)
         handler.addFilter(lambda record: not record.name.startswith("prefect"))
+        if logs.as_json():
+            handler.setFormatter(logs.JsonLines())
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from hypothesis import settings
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["DO_NOT_TRACK"] = "1"
+os.environ["DPO_DATA_ALLOW_CODE"] = "1"  # tests bring rules of their own; test_safety takes it away
 os.environ["PREFECT_SERVER_ANALYTICS_ENABLED"] = "false"
 if "PYTEST_XDIST_WORKER" in os.environ:  # a core each: threads that wait for a core which the neighbour has would spin
     os.environ |= {"OMP_NUM_THREADS": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
@@ -28,11 +29,15 @@ settings.register_profile("shared machine", deadline=None, max_examples=60)  # w
 settings.load_profile("shared machine")
 
 
+@pytest.hookimpl(tryfirst=True)  # before the marks are read
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Where tests run side by side, a file at a time, those files begin that have slow tests, lest a long one be left for the
-    end."""
+    """Where tests run side by side, those of a file stay together, and so do those that share a server. The files with slow
+    tests begin, lest a long one be left for the end."""
     slow = {item.path for item in items if item.get_closest_marker("slow")}
-    items.sort(key=lambda item: item.path not in slow)
+    for item in items:
+        shared = [name for name in ("argilla", "prefect_server") if name in getattr(item, "fixturenames", ())]
+        item.add_marker(pytest.mark.xdist_group(shared[0] if shared else item.path.stem))
+    items.sort(key=lambda item: (item.path not in slow,))
 
 
 @pytest.fixture(scope="session")

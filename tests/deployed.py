@@ -44,21 +44,23 @@ class Deployed:
 
 
 @contextmanager
-def deploying(folder: Path) -> Iterator[Deployed]:
-    """From when the worker has started until the block ends, with `folder` as the user's."""
+def deploying(folder: Path, **env: str) -> Iterator[Deployed]:
+    """From when the worker has started until the block ends, with `folder` as the user's, and `env` of its own."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     command = [sys.executable, deploy.__file__, "--port", str(port)]
     with (folder / "said.txt").open("w") as said:
-        process = subprocess.Popen(command, cwd=folder, env=environment(folder), stdout=said, stderr=said, text=True)
+        process = subprocess.Popen(command, cwd=folder, env=environment(folder) | env, stdout=said, stderr=said, text=True)
     here = Deployed(process, f"http://127.0.0.1:{port}/api", folder)
-    wait(lambda: "started!" in (folder / "said.txt").read_text() or process.poll() is not None, 120)
-    assert process.poll() is None, (folder / "said.txt").read_text()
-    yield here
-    if process.poll() is None:
-        process.send_signal(signal.SIGINT)
-        process.wait(timeout=30)
+    try:
+        wait(lambda: "started!" in (folder / "said.txt").read_text() or process.poll() is not None, 300)
+        assert process.poll() is None, (folder / "said.txt").read_text()
+        yield here
+    finally:
+        if process.poll() is None:
+            process.send_signal(signal.SIGINT)
+            process.wait(timeout=30)
 
 
 def environment(folder: Path) -> dict[str, str]:

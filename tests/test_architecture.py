@@ -11,7 +11,10 @@ ROOT = Path(__file__).parents[1]
 OURS = {".".join(path.relative_to(ROOT).with_suffix("").parts): path for path in sorted((ROOT / "dpo_data").rglob("*.py"))}
 FLOWS = {".".join(path.relative_to(ROOT).with_suffix("").parts): path for path in sorted((ROOT / "flows").rglob("*.py"))}
 EVERYTHING = OURS | FLOWS
-HEAVY = {"torch", "vllm", "trl", "peft", "transformers", "argilla", "openai", "datasets", "pandas", "prefect", "matplotlib"}
+HEAVY = {
+    *("torch", "vllm", "trl", "peft", "transformers", "argilla", "openai", "datasets", "pandas", "prefect", "matplotlib"),
+    *("fsspec", "s3fs", "ray"),
+}
 STAGES = {"sample", "rank", "pair", "publish", "train", "evaluate"}
 
 SEES: dict[str, set[str]] = {
@@ -22,20 +25,38 @@ SEES: dict[str, set[str]] = {
     "chat_template": {"rows", "errors", "share"},
     "provenance": set(),
     "functions": {"errors", "provenance"},
-    "progress": {"seams"},
+    "progress": {"errors", "files", "rows", "rundir", "seams", "store"},
+    "logs": {"errors", "rundir"},
+    "nvidia": set(),
+    "doctor": {"argilla", "config", "errors", "nvidia", "seams"},
+    "status": {"errors", "lock", "nvidia", "progress", "rundir"},
+    "watch": {"nvidia", "progress", "rundir", "status"},
     "seams": {"rows"},
     "child": {"errors"},
-    "models": {"errors", "provenance"},
+    "ray_cluster": {"child", "errors"},
+    "models": {"errors", "provenance", "store"},
     "stream": set(),
     "spool": {"errors"},
-    "dedup": {"stream", "rows"},
+    "dedup": {"stream", "rows", "errors"},
     "filters": {"chat_template", "functions", "rows", "tables", "seams", "errors", "dedup", "models", "provenance"},
     "files": {"rows", "tables", "errors"},
     "formats": {"rows", "seams", "errors", "share", "files", "provenance", "dedup"},
     "templates": {"rows", "errors", "share"},
     "wire": set(),
     "chat": {"rows", "seams", "errors", "wire"},
-    "engines": {"chat_template", "rows", "seams", "errors", "chat", "child", "models", "provenance", "formats", "trainer"},
+    "engines": {
+        "chat_template",
+        "rows",
+        "seams",
+        "errors",
+        "chat",
+        "child",
+        "models",
+        "provenance",
+        "formats",
+        "trainer",
+        "ray_cluster",
+    },
     "judges": {
         "argilla",
         "chat_template",
@@ -56,15 +77,22 @@ SEES: dict[str, set[str]] = {
     "argilla": {"rows", "seams", "errors", "provenance", "templates"},
     "ledger": {"chat_template", "rows", "seams", "errors", "models"},
     "explain": set(),
-    "judging": {"rows", "seams", "config", "ledger", "rundir", "templates"},
+    "judging": {"rows", "seams", "config", "files", "ledger", "rundir", "templates"},
     "config": {"explain", "seams", "errors", "share", "engines", "judges", "formats", "filters"},
-    "admission": {"rows", "config", "engines", "formats", "dedup", "templates", "errors", "rundir"},
-    "rundir": {"rows", "tables", "seams", "errors", "files", "provenance"},
+    "admission": {"rows", "config", "engines", "formats", "dedup", "ray_cluster", "templates", "errors", "rundir"},
+    "lock": {"errors", "files"},
+    "sums": {"errors", "files", "provenance"},
+    "copies": set(),
+    "store": {"rows", "errors", "files", "copies"},
+    "stage": {"rows", "tables", "errors", "files", "provenance", "store", "sums"},
+    "lease": {"errors", "lock", "store"},
+    "rundir": {"errors", "files", "lease", "lock", "stage", "store", "sums"},
     "hub": {"rows", "errors", "provenance"},
     "dataset": {"rows", "tables", "errors", "files", "provenance", "rundir"},
     "audit": {"config", "rundir", "files", "tables", "errors", "share", "length_control"},
     "gates": {"config", "audit", "errors"},
-    "lineage": {"config", "errors", "evaluation", "rundir"},
+    "lineage": {"config", "errors", "evaluation", "rundir", "store"},
+    "gc": {"config", "errors", "judges", "lock", "rundir"},
     "hints": {"config", "errors", "rundir", "files", "models", "rows"},
     "numbers": set(),
     "evaluation": {
@@ -84,8 +112,8 @@ SEES: dict[str, set[str]] = {
         "templates",
     },
     "trainer": {"child", "errors", "files", "rows"},
-    "weights": {"config", "rundir", "child", "models", "errors"},
-    "card": {"rows", "config", "rundir", "audit", "report", "dataset", "hub", "gates", "weights", "numbers"},
+    "weights": {"config", "rundir", "child", "models", "errors", "store"},
+    "card": {"rows", "config", "rundir", "audit", "report", "dataset", "hub", "gates", "store", "weights", "numbers"},
 }
 """What a module, or every module of a folder, may import of ours besides its own folder. A module that is not here is a stage,
 its helper, or stands on top: held by the other rules."""

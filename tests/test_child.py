@@ -1,6 +1,7 @@
 """A child answers, dies with its reason told, and never outlives its parent."""
 
 import ctypes
+import errno
 import logging
 import os
 import signal
@@ -15,7 +16,7 @@ import psutil
 import pytest
 
 from dpo_data.child import LINE, Child, Parent
-from dpo_data.errors import EngineError
+from dpo_data.errors import DpoDataError, EngineError, OutOfDisk, OutOfMemory
 
 HERE = Path(__file__).parent
 SLEEP = "import time; time.sleep(600)"
@@ -42,6 +43,14 @@ def fail(parent: Parent) -> None:
 def leave(parent: Parent) -> None:
     print("my last words", flush=True)
     sys.exit(7)
+
+
+def fill_the_disk(parent: Parent) -> None:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "model.safetensors")
+
+
+def fill_the_memory(parent: Parent) -> None:
+    raise MemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
 
 
 def half_a_line(parent: Parent) -> None:
@@ -162,6 +171,20 @@ def test_a_child_that_raises_tells_the_first_cause(start: Callable[[str], Child]
     error = died(start("fail"))
     assert "exit code 1" in str(error) and "OSError: the disk is on fire" in str(error)
     assert "\n" not in str(error)
+
+
+@pytest.mark.parametrize(
+    ("function", "kind", "says"),
+    [
+        ("fill_the_disk", OutOfDisk, r"No space left on device: 'model.safetensors'\. Free some space and run again"),
+        ("fill_the_memory", OutOfMemory, r"MemoryError: CUDA out of memory\. Tried .*\. Run again to go on"),
+    ],
+)
+def test_what_is_full_has_its_own_error(
+    start: Callable[[str], Child], function: str, kind: type[DpoDataError], says: str
+) -> None:
+    with pytest.raises(kind, match=says):
+        start(function).receive()
 
 
 def test_a_child_that_exits_tells_its_last_words(start: Callable[[str], Child]) -> None:

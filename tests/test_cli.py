@@ -82,7 +82,7 @@ def test_a_run_from_its_plan_to_its_report(say: Say, folder: Path) -> None:
     assert "finished     nothing yet" in planned and not (folder / "runs").exists(), "a plan does nothing"
     assert "runs/try/report.html" in say("run", "try.toml")
     assert "finished     sample, rank, pair\n  to do        nothing" in say("plan", "try.toml")
-    assert [line.split()[:2] for line in say("status", "runs/try").splitlines()[1:4]] == [
+    assert [line.split()[:2] for line in say("status", "runs/try").splitlines()[2:]] == [
         ["sample", "complete"],
         ["rank", "complete"],
         ["pair", "complete"],
@@ -95,7 +95,7 @@ def test_a_run_from_its_plan_to_its_report(say: Say, folder: Path) -> None:
 def test_stage_by_stage(say: Say) -> None:
     for name in ("sample", "rank", "pair"):
         assert say(name, "try.toml", "--run", "mine").startswith(f"{name}: complete in mine/")
-    assert "train     not begun" in say("status", "mine")
+    assert say("status", "mine").count("complete") == 3
 
 
 def test_fork_goes_on_with_what_holds(say: Say) -> None:
@@ -104,18 +104,6 @@ def test_fork_goes_on_with_what_holds(say: Say) -> None:
     assert told == "other keeps sample of runs/try. Go on: dpo-data run try.toml --run other\n"
     say("run", "try.toml", "--run", "other", "--set", "rank.judge.rule=detailed")
     assert RunDir("other").stage("pair").manifest
-
-
-def test_doctor_looks_at_this_machine(
-    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for url in ("http://127.0.0.1:9/api", "nonsense"):
-        monkeypatch.setenv("PREFECT_API_URL", url)
-        code = cli.main(["doctor"])
-        lines = capsys.readouterr().out.splitlines()
-        assert [line.split()[1] for line in lines] == ["python", "torch", "vllm", "memory", "disk", "prefect"]
-        assert code == int(any(line.split()[0] == "bad" for line in lines))
-        assert lines[-1].split()[0] == "warn" and url in lines[-1]
 
 
 def closed_port() -> int:
@@ -221,7 +209,7 @@ def test_the_traceback_is_shown_when_asked_for_alone(folder: Path) -> None:
 
 
 def test_a_bug_is_no_users_error(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("dpo_data.status.status", lambda run: 1 / 0)
+    monkeypatch.setattr("dpo_data.rundir.RunDir.exists", property(lambda run: 1 / 0))
     with pytest.raises(ZeroDivisionError):
         cli.main(["status", "none"])
 

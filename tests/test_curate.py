@@ -22,6 +22,7 @@ from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import State
 from prefect.settings import PREFECT_API_URL
 
+from dpo_data import lock
 from dpo_data.config import Recipe, dump
 from dpo_data.rank import rank
 from dpo_data.rundir import FOLDERS, RunDir
@@ -185,7 +186,7 @@ def test_what_a_hand_has_ranked_is_announced_and_what_it_has_paired_is_not(
 def test_two_flow_runs_never_rank_one_run(made: Recipe, tmp_path: Path) -> None:
     run = tmp_path / "run"
     end(push, made, str(run))
-    with (run / ".rank.lock").open("a") as other:
+    with (run / lock.FILE).open("a") as other:
         fcntl.flock(other, fcntl.LOCK_EX)
         assert end(collect, made, str(run)).message == f"{run}: Another flow run is at it."
     assert "await" in str(end(collect, made, str(run)).message)

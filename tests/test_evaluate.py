@@ -468,7 +468,7 @@ def of_vllm(**tables: Any) -> Recipe:
 
 def test_who_stands_on_each_side(tmp_path: Any) -> None:
     def who(recipe: Recipe, **manifest: Any) -> dict[str, tuple[str, str | None, str | None]]:
-        return {side: (p.model, p.revision, p.adapter) for side, p in policies(recipe, manifest, tmp_path).items()}
+        return {side: (p.model, p.revision, p.adapter) for side, p in policies(recipe, manifest, str(tmp_path)).items()}
 
     model = str(tmp_path / "model")
     assert who(of_vllm()) == {"base": ("m", "r", None), "trained": ("m", "r", model)}
@@ -479,7 +479,7 @@ def test_who_stands_on_each_side(tmp_path: Any) -> None:
     assert "last" not in who(first)
     later = first.model_copy(update={"lineage": Lineage(base="b", revision="q", round=2)})
     assert who(later) == {"base": ("b", "q", None), "last": ("m", "r", None), "trained": ("m", "r", model)}
-    assert engine(later, policies(later, {}, tmp_path)["base"]).args == {"seed": 1}, "as it sampled"
+    assert engine(later, policies(later, {}, str(tmp_path))["base"]).args == {"seed": 1}, "as it sampled"
 
 
 @dataclass

@@ -1,65 +1,70 @@
-"""A run that is killed at any moment and started again ends as one that was never killed."""
+"""A run that is struck at any moment, at any of its processes, and started again, ends as one that nobody touched."""
 
-import json
 import os
-import random
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import psutil
 import pytest
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
+
+from faults import ASKED, PLAIN, everything, table, write_prompts
+from striking import MARK, Case, Injected, left, rows, whole
 
 from dpo_data.rundir import RunDir
 
-RECIPE = """name = "faults"
-[prompts]
-path = "prompts.jsonl"
-[sample]
-n = 3
-max_tokens = 8
-shard_size = 16
-engine = { type = "echo", delay = 0.002 }
-[rank.judge]
-type = "pairwise"
-engine = { type = "echo", delay = 0.0003 }
-"""
-STAGES = ("sample", "rank", "pair")
-
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A working folder with the recipe and its prompts."""
-    made = tmp_path_factory.mktemp("faults")
-    rows = (json.dumps({"prompt": f"Question {at}: name {at + 2} rivers of the world"}) for at in range(200))
-    (made / "prompts.jsonl").write_text("\n".join(rows))
-    (made / "faults.toml").write_text(RECIPE)
-    return made
+def injected(tmp_path_factory: pytest.TempPathFactory) -> list[Injected]:
+    """What `python benchmarks/faults.py` injects."""
+    return everything(tmp_path_factory.mktemp("faults"), seeds=12)
 
 
-@pytest.fixture(scope="module")
-def whole(folder: Path) -> RunDir:
-    """A run that was never killed."""
-    assert start(folder, "whole").wait(60) == 0
-    return RunDir(folder / "whole")
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_every_fault_is_survived(injected: list[Injected]) -> None:
+    print(table(injected))
+    assert not [one for one in injected if one.why]
 
 
-def start(folder: Path, run: str) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, "-m", "dpo_data.cli", "run", "faults.toml", "--run", run],
-        cwd=folder,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
+@pytest.mark.slow
+def test_they_are_fifty_and_more_at_every_stage_and_process(injected: list[Injected]) -> None:
+    assert len(injected) >= 50
+    assert {one.stage for one in injected} == {"sample", "rank", "pair", "train", "evaluate", "publish"}
+    for victim in ("run", "child", "flow", "Prefect's worker"):
+        assert {f"{kind} of the {victim}".replace("the Prefect", "Prefect") for kind in ("SIGKILL", "SIGTERM")} <= {
+            one.fault for one in injected
+        }
+    assert "SIGKILL of the engine" in {one.fault for one in injected}
 
 
-def wait_for(happened: Callable[[], object], process: subprocess.Popen[str], seconds: float = 60) -> None:
+@pytest.fixture
+def case(tmp_path: Path) -> Case:
+    write_prompts(tmp_path)
+    return Case(tmp_path, PLAIN + ASKED)
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
+def test_who_is_asked_to_end_does_so_at_once_and_says_how_to_go_on(case: Case, number: signal.Signals, code: int) -> None:
+    run = RunDir(case.folder / "stopped")
+    process = case.begin(run, number.name)
+    wait_for(run.stage("rank").shard(0).exists, process)
+    began = time.monotonic()
+    process.send_signal(number)
+    told = process.communicate(timeout=5)[1]
+    assert time.monotonic() - began < 5
+    assert process.returncode == code
+    assert told.strip().endswith("What is finished is kept; go on with `dpo-data run stopped.toml --run stopped`")
+    assert "Traceback" not in told
+    assert not left(number.name)
+    assert run.stage("sample").manifest and not run.stage("rank").manifest
+
+
+def wait_for(happened: Callable[[], object], process: "subprocess.Popen[str]", seconds: float = 60) -> None:
     end = time.monotonic() + seconds
     while not happened():
         assert process.poll() is None, f"it ended before: {process.communicate()[1]}"
@@ -67,70 +72,22 @@ def wait_for(happened: Callable[[], object], process: subprocess.Popen[str], sec
         time.sleep(0.001)
 
 
-def in_session(session: int) -> list[psutil.Process]:
-    """The living processes of a session, whoever their parent is now."""
-    found = []
-    for process in psutil.process_iter():
-        try:
-            if os.getsid(process.pid) == session and process.status() != psutil.STATUS_ZOMBIE:
-                found.append(process)
-        except (ProcessLookupError, psutil.NoSuchProcess):
-            continue
-    return found
+JUMPING = """import random, time
+real, dice = time.time, random.Random(0)
+time.time = lambda: real() + dice.choice((-86_400.0, 86_400.0, 3.0e8))
+"""
 
 
-def made(run: RunDir) -> dict[str, bytes]:
-    return {str(path.relative_to(run.path)): path.read_bytes() for path in run.path.rglob("*.parquet")}
-
-
-def kill_and_go_on(folder: Path, whole: RunDir, seed: int) -> str:
-    """Kill a run at a random moment of a random stage, and run it again to its end. Returns the moment."""
-    chance, run = random.Random(seed), RunDir(folder / f"killed-{seed}")
-    name = STAGES[seed % len(STAGES)]
-    manifest = whole.stage(name).manifest
-    assert manifest
-    moment = chance.uniform(0, manifest["seconds"])
-    process = start(folder, run.path.name)
-    wait_for((run.stage(name).path / "recipe.json").exists, process)
-    time.sleep(moment)
-    os.kill(process.pid, signal.SIGKILL)
-    assert process.wait(5) == -signal.SIGKILL, "it was killed in mid-run"
+def test_no_row_hangs_on_the_clock(case: Case) -> None:
+    """Whenever the time of day is asked for, it has jumped by a day or by ten years."""
+    like = whole(case, "steady")
+    (case.folder / "sitecustomize.py").write_text(JUMPING)
+    jumping = Case(
+        case.folder, case.recipe, {"PYTHONPATH": os.pathsep.join([str(case.folder), os.environ.get("PYTHONPATH", "")])}
+    )
+    began = RunDir(case.folder / "jumping")
+    process = jumping.begin(began, MARK)
+    wait_for(began.stage("rank").shard(0).exists, process)
+    process.kill()
     process.communicate()
-    end = time.monotonic() + 5
-    while left := in_session(process.pid):
-        assert time.monotonic() < end, left
-        time.sleep(0.05)
-    again = start(folder, run.path.name)
-    told = again.communicate(timeout=60)[1]
-    assert again.returncode == 0, told
-    assert made(run) == made(whole)
-    assert not [path for path in run.path.rglob("*") if path.name.endswith(".tmp")]
-    for stage in STAGES:
-        one, other = run.stage(stage).manifest, whole.stage(stage).manifest
-        assert one and other and one["digest"] == other["digest"]
-    return f"{name} after {moment:.3f} s"
-
-
-@pytest.mark.slow
-def test_killed_at_any_moment_it_ends_with_the_same_bytes(folder: Path, whole: RunDir) -> None:
-    assert {"3-pair/train.parquet", "3-pair/test.parquet", "3-pair/dropped.parquet"} <= made(whole).keys()
-    with ThreadPoolExecutor(2) as pool:
-        moments = list(pool.map(lambda seed: kill_and_go_on(folder, whole, seed), range(10)))
-    assert {moment.split()[0] for moment in moments} == set(STAGES)
-
-
-def test_ctrl_c_ends_at_once_and_says_how_to_go_on(folder: Path, whole: RunDir) -> None:
-    run = RunDir(folder / "stopped")
-    process = start(folder, "stopped")
-    wait_for(run.stage("rank").shard(0).exists, process)
-    began = time.monotonic()
-    process.send_signal(signal.SIGINT)
-    told = process.communicate(timeout=5)[1]
-    assert time.monotonic() - began < 5
-    assert process.returncode == 130
-    assert told.strip().endswith("What is finished is kept; go on with `dpo-data run faults.toml --run stopped`")
-    assert "Traceback" not in told
-    assert not in_session(process.pid)
-    assert run.stage("sample").manifest and not run.stage("rank").manifest
-    assert start(folder, "stopped").wait(60) == 0
-    assert made(run) == made(whole)
+    assert rows(whole(jumping, "jumping")) == rows(like)

@@ -112,10 +112,13 @@ def test_a_run_leaves_its_pairs_on_disk_and_shows_itself_in_the_ui(recipe: Calla
     artifacts = {artifact["key"]: artifact for artifact in of_run("/artifacts/filter", run)}
     assert {key: artifacts[key]["type"] for key in artifacts} == {
         **dict.fromkeys(("sample", "rank", "pair"), "progress"),
-        "funnel": "table",
+        **dict.fromkeys(("stages", "funnel"), "table"),
         "report": "markdown",
     }
     assert artifacts["sample"]["data"] == 100.0
+    assert [(row["stage"], row["state"]) for row in json.loads(artifacts["stages"]["data"])] == [
+        (name, "complete") for name in ("sample", "rank", "pair")
+    ]
     assert {"step": "to train on", "prompts": manifest["train"]} in json.loads(artifacts["funnel"]["data"])
     assert str(folder / "report.html") in artifacts["report"]["data"]
 
@@ -203,20 +206,6 @@ def test_a_closed_gate_ends_the_run_before_it_publishes(
     assert tasks == {"sample": 1, "rank": 1, "pair": 1, "publish": 1}
     assert "closed" in (tmp_path / "run" / "report.html").read_text()
     assert not (tmp_path / "run" / "6-publish").exists()
-
-
-def test_progress_asks_the_server_at_most_once_a_second(monkeypatch: pytest.MonkeyPatch) -> None:
-    heard: list[tuple[str, int, int]] = []
-    sent: list[tuple[str, float]] = []
-    progress = script._Artifacts(lambda *told: heard.append(told))
-    monkeypatch.setattr(progress, "_send", lambda stage, percent, text: sent.append((stage, percent)))
-
-    for done in range(1001):
-        progress("sample", done, 1000)
-
-    assert len(heard) == 1001, "the terminal hears all"
-    assert [sent[0], sent[-1]] == [("sample", 0.0), ("sample", 100.0)]
-    assert len(sent) <= 3
 
 
 @pytest.fixture

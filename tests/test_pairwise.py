@@ -259,7 +259,7 @@ TEMPLATES = {
     "{{ prompt }} {{ answer_a }}": r"never shows answer_b\. Without it the judge judges blindly",
     "{{ answer_a }} {{ answer_b }}": "never shows prompt",
     "{{ prompt }}\n{{ answer_a }\n{{ answer_b }}": r"my\.md, line 2: ",
-    "{{ prompt }}\n{{ answer_a | shout }} {{ answer_b }}": r"my\.md, line 2: No filter named 'shout'",
+    "{{ prompt }}\n{{ answer_a | shout }} {{ answer_b }}": r"my\.md, line 2, is more than a prompt: Filter",
     "{% if prompt %}{{ answer_a }}{{ answer_b }}": r"my\.md, line 1: ",
     b"{{ prompt }} \xff": r"my\.md is not UTF-8",
 }

@@ -30,6 +30,7 @@ from dpo_data.rows import Prompt, Sample
 from dpo_data.rundir import RunDir, stage_recipe
 from dpo_data.seams import Completed, Output
 from dpo_data.status import status
+from dpo_data.watch import text
 from flows import deploy
 from flows.sample_and_train import sample_and_train
 
@@ -320,7 +321,7 @@ def test_the_page_says_which_round_is_best_and_why_it_ends(tmp_path: Path) -> No
     assert "<svg" in page and "65\u00a0%" in page and "which includes zero" in page and "<script" not in page
     words = rounds_words(RunDir(tmp_path))
     assert re.search(r"^best +round 2$", words, re.M) and re.search(r"^stopped +the gain of round 3 ", words, re.M)
-    assert [line for line in status(RunDir(tmp_path)).splitlines() if "round-" in line] == [
+    assert [line for line in text(status(RunDir(tmp_path))).splitlines() if "round-" in line] == [
         str(tmp_path / f"round-{number}") for number in (1, 2, 3)
     ]
 

@@ -2,8 +2,10 @@
 
 import hashlib
 import json
+import logging
 import os
 import random
+import re
 import subprocess
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -12,7 +14,7 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-from dpo_data import pipeline
+from dpo_data import pipeline, sums
 from dpo_data.config import Recipe
 from dpo_data.errors import EngineError, InputError, NotReady, OutOfDisk, StaleRun, TooManyFailures
 from dpo_data.files import partial_of, write_atomically
@@ -21,6 +23,13 @@ from dpo_data.rundir import FOLDERS, RunDir, Stage
 from dpo_data.tables import SCHEMAS, to_table
 
 Make = Callable[..., Recipe]
+
+HARMS: list[Callable[[Path], Any]] = [
+    lambda path: path.unlink(),
+    lambda path: path.write_bytes(path.read_bytes()[:-9]),
+    lambda path: path.write_bytes(path.read_bytes()[::-1]),
+]
+"""What somebody does to a file by hand: deletes it, cuts it, changes it at the same length."""
 
 
 def ranking(id: str, said: str = "[]") -> Ranking:
@@ -39,12 +48,23 @@ def run_all(recipe: Recipe, run: RunDir) -> None:
 
 def files(folder: Path) -> dict[str, bytes]:
     """Every file below a folder, but the logs and what tells the time."""
-    skipped = {"manifest.json", "run.log", "report.json", "report.html"}
+    skipped = {"manifest.json", "progress.json", "run.log", "report.json", "report.html"}
     return {
         str(path.relative_to(folder)): path.read_bytes()
         for path in sorted(folder.rglob("*"))
         if path.is_file() and path.name not in skipped
     }
+
+
+def stop_after(shards: int, recipe: Recipe, run: RunDir) -> None:
+    """Sample so many shards, and be stopped."""
+
+    def stop(stage: str, done: int, total: int) -> None:
+        if done >= shards * recipe.sample.shard_size:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        pipeline.run_stage("sample", recipe, run, stop)
 
 
 def stamps(folder: Path) -> dict[str, tuple[int, int]]:
@@ -121,7 +141,7 @@ class TestFill:
         done: list[int] = []
         assert self.fill(stage, ids, shuffled, done) == 0
         assert [[row.prompt_id for row in stage.rows(Ranking, path.name)] for path in stage.shards()] == ids
-        assert done == [7, 14, 21, 28, 35]
+        assert done == list(range(1, 36))
 
     def test_a_shard_is_written_as_soon_as_it_is_whole(self, stage: Stage) -> None:
         def work(rows: Iterator[Prompt]) -> Iterator[Ranking]:
@@ -148,7 +168,7 @@ class TestFill:
         assert self.fill(stage, ids, only_the_rest, done) == 0
         assert {path: stamp for path, stamp in stamps(stage.path).items() if path in before} == before
         assert [row.transcript for row in stage.rows(Ranking)] == ["[]", "[]", "again", "again", "[]"]
-        assert done == [2, 3, 5]
+        assert done == [2, 3, 4, 5], "two shards are there, and two rows come"
 
     def test_shards_beyond_five_digits_are_in_order(self, stage: Stage) -> None:
         for index in (100_000, 2, 99_999):
@@ -295,27 +315,81 @@ class TestManifest:
         with pytest.raises(NotReady, match=r"1-sample is not complete.* `dpo-data sample RECIPE` first"):
             pipeline.run_stage("rank", recipe(), run, lambda *_: None)
 
-    @pytest.mark.parametrize("harm", [lambda path: path.unlink(), lambda path: path.write_bytes(path.read_bytes()[:-9])])
-    def test_a_file_lost_since_is_met_by_the_next_stage(
+    @pytest.mark.parametrize("harm", HARMS)
+    def test_a_shard_harmed_since_is_met_by_the_next_stage(
         self, tmp_path: Path, recipe: Make, harm: Callable[[Path], Any]
     ) -> None:
         run = RunDir(tmp_path / "run")
         pipeline.run_stage("sample", recipe(), run, lambda *_: None)
         harm(run.stage("sample").shard(2))
-        with pytest.raises(InputError, match=r"00002\.parquet is gone or cut since .*1-sample was complete") as error:
-            run_all(recipe(), run)
-        assert "manifest.json" in error.value.remedy
-        run.stage("sample").shard(2).unlink(missing_ok=True)
-        (run.stage("sample").path / "manifest.json").unlink()
-        run_all(recipe(), run)
+        with pytest.raises(InputError, match=r"00002\.parquet is gone or changed since .*1-sample was complete") as error:
+            pipeline.run_stage("rank", recipe(), run, lambda *_: None)
+        assert error.value.remedy == "Put it back; or run `dpo-data sample RECIPE` to redo it alone."
 
-    def test_a_damaged_shard_is_named(self, tmp_path: Path, recipe: Make) -> None:
+    @pytest.mark.parametrize("harm", HARMS)
+    @pytest.mark.parametrize("name", ["sample", "rank"])
+    def test_a_shard_harmed_since_is_redone_alone_and_said(
+        self, tmp_path: Path, recipe: Make, harm: Callable[[Path], Any], name: str, caplog: pytest.LogCaptureFixture
+    ) -> None:
         run = RunDir(tmp_path / "run")
-        pipeline.run_stage("sample", recipe(), run, lambda *_: None)
-        shard = run.stage("sample").shard(2)
-        shard.write_bytes(b"\x00" * shard.stat().st_size)
-        with pytest.raises(InputError, match=r"00002\.parquet cannot be read: .*Delete it"):
-            run_all(recipe(), run)
+        run_all(recipe(), run)
+        before, old = files(run.path), stamps(run.path)
+        harm(run.stage(name).shard(2))
+        run_all(recipe(), run)
+        assert [record.message for record in caplog.records if record.levelno == logging.WARNING] == [
+            f"{run.stage(name).shard(2)} is gone or changed since it was written: it alone is made again"
+        ]
+        assert files(run.path) == before, "an echo says the same, so what stands on it holds still"
+        anew = {path for path, stamp in stamps(run.path).items() if stamp != old[path]}
+        aside = {str(run.stage("sample").path / f"{one}.parquet") for one in ("dropped", "held_out")}
+        assert anew - aside == {str(run.stage(name).shard(2))}
+
+    @pytest.mark.parametrize("harm", HARMS[1:])
+    def test_a_shard_harmed_in_a_stage_that_is_not_complete_is_redone(
+        self, tmp_path: Path, recipe: Make, harm: Callable[[Path], Any], caplog: pytest.LogCaptureFixture
+    ) -> None:
+        run = RunDir(tmp_path / "run")
+        run_all(recipe(), RunDir(tmp_path / "whole"))
+        stop_after(3, recipe(), run)
+        assert len(sums.read(run.stage("sample").path)) == 3
+        harm(run.stage("sample").shard(1))
+        run_all(recipe(), run)
+        assert [one.message for one in caplog.records if one.levelno == logging.WARNING] == [
+            f"{run.stage('sample').shard(1)} is gone or changed since it was written: it alone is made again"
+        ]
+        assert files(run.path) == files(tmp_path / "whole")
+
+    def test_a_hash_is_on_the_disk_before_its_file(self, stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+        def killed(*_: Any) -> None:
+            raise KeyboardInterrupt
+
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr("os.replace", killed)
+            stage.write("00000.parquet", [ranking("p")], Ranking)
+        text = (stage.path / sums.SUMS).read_text()
+        assert re.fullmatch(r"[0-9a-f]{64}  00000\.parquet\n", text)
+        assert sums.read(stage.path) == {}, "a hash without its file says nothing"
+        (stage.path / sums.SUMS).write_text(text + text[:40])
+        stage.write("00000.parquet", [ranking("p")], Ranking)
+        assert sums.read(stage.path) == {"00000.parquet": text[:64]}, "a line is found behind one that was torn"
+        assert subprocess.run(["sha256sum", "--check", sums.SUMS], cwd=stage.path, capture_output=True).returncode == 0
+
+    def test_a_complete_stage_keeps_its_hashes_in_the_manifest_alone(self, tmp_path: Path, recipe: Make) -> None:
+        run = RunDir(tmp_path / "run")
+        run_all(recipe(), run)
+        assert not list(run.path.rglob(sums.SUMS))
+
+    def test_a_shard_changed_while_its_stage_runs_ends_it(self, tmp_path: Path, recipe: Make) -> None:
+        run = RunDir(tmp_path / "run")
+        shard = run.stage("sample").shard(0)
+
+        def harm(stage: str, done: int, total: int) -> None:
+            if done == total:
+                shard.write_bytes(shard.read_bytes()[:-9])
+
+        with pytest.raises(InputError, match=r"00000\.parquet (was changed since it was written|cannot be read)"):
+            pipeline.run_stage("sample", recipe(), run, harm)
+        run_all(recipe(), run)
 
 
 class TestFork:
@@ -380,7 +454,7 @@ class TestFullDisk:
         partial_of(stage.shard(0)).symlink_to("/dev/full")
         with pytest.raises(OutOfDisk, match=r"The disk of .*2-rank is full\. Free some space and run again"):
             stage.write(stage.shard(0).name, [ranking("p")], Ranking)
-        assert os.listdir(stage.path) == ["recipe.json"]
+        assert sorted(os.listdir(stage.path)) == ["SHA256SUMS", "recipe.json"]
         stage.write(stage.shard(0).name, [ranking("p")], Ranking)
         assert len(list(stage.rows(Ranking))) == 1
 

@@ -17,9 +17,10 @@ from test_child import gone
 from dpo_data.child import Child, Parent
 from dpo_data.config import dump, parse
 from dpo_data.engines import vllm_child
+from dpo_data.engines.process import EngineProcess
 from dpo_data.engines.vllm import Vllm, VllmEngine
 from dpo_data.engines.vllm_child import _Engine
-from dpo_data.errors import EngineError
+from dpo_data.errors import EngineError, RecipeError
 from dpo_data.formats.prompts import read_prompts
 from dpo_data.models import model_revision
 from dpo_data.rows import Sample, content_id
@@ -230,10 +231,10 @@ def test_an_unknown_parameter_is_refused_with_the_nearest(tiny_model: str, monke
     def start(target: str, logger: str, env: dict[str, str]) -> Child:
         return Child("test_vllm:serve_without_model", logger, {**env, "PYTHONPATH": str(Path(__file__).parent)})
 
-    monkeypatch.setattr("dpo_data.engines.vllm.Child", start)
+    monkeypatch.setattr("dpo_data.engines.process.Child", start)
     made = Vllm(model=tiny_model).build()
-    pids = tree(made._child.pid)
-    with pytest.raises(EngineError, match=r"repetition_penalti'.*Did you mean 'repetition_penalty'") as caught:
+    pids = tree(made._process.child.pid)
+    with pytest.raises(RecipeError, match=r"repetition_penalti'.*Did you mean 'repetition_penalty'") as caught:
         answers(made, questions(50), repetition_penalti=1.1)
     assert "\n" not in str(caught.value)
     assert gone(pids)
@@ -299,15 +300,16 @@ class Wire:
     def send(self, message: dict[str, Any]) -> None:
         self.sent.append(message)
 
-    def receive(self) -> dict[str, Any]:
+    def receive(self, limit: float) -> dict[str, Any]:
         return {"id": self.sent[-1]["id"], "outputs": [], "error": None}
 
 
 def test_tools_and_variables_are_sent_to_the_child() -> None:
     made = VllmEngine.__new__(VllmEngine)
-    made._max_num_seqs, made._child = 1, Wire()  # type: ignore[assignment]
+    made._process = process = EngineProcess.__new__(EngineProcess)
+    process.child, process.started, process._stall = Wire(), {"max_num_seqs": 1}, 1.0  # type: ignore[assignment]
     list(made.complete([Request("a", [], 0, tools=[{"type": "function"}], chat_template_kwargs={"style": "brief"})], {}))
-    sent = made._child.sent[1]  # type: ignore[attr-defined]
+    sent = process.child.sent[1]  # type: ignore[attr-defined]
     assert (sent["tools"], sent["chat_template_kwargs"]) == ([{"type": "function"}], {"style": "brief"})
 
 
@@ -405,8 +407,8 @@ def test_killed_and_interrupted_sampling_goes_on(
 @pytest.mark.timeout(240)
 def test_an_engine_core_that_dies_ends_the_run_with_its_reason(engine: VllmEngine) -> None:
     """The last of this file: it ends the engine that all share."""
-    pids = tree(engine._child.pid)
-    core = psutil.Process(engine._child.pid).children()[-1]
+    pids = tree(engine._process.child.pid)
+    core = psutil.Process(engine._process.child.pid).children()[-1]
     coming = engine.complete(iter(questions(400)), {"n": 4, "max_tokens": 64})
     next(coming)
     core.kill()

@@ -17,6 +17,7 @@ from dpo_data.report.changes import changes
 from dpo_data.report.settings import flat
 from dpo_data.report.training import marks, training
 from dpo_data.rundir import RunDir
+from dpo_data.store import local
 from dpo_data.weights import ADAPTER, is_here
 
 
@@ -95,7 +96,7 @@ def _licence(base: str, revision: str | None) -> dict[str, str]:
     from huggingface_hub import HfApi
 
     if is_here(base):
-        found = _front_matter(Path(base).expanduser() / "README.md")
+        found = _front_matter(local(base) / "README.md")
     else:
         told = patiently(f"show {base}", lambda: HfApi().model_info(base, revision=revision), "train.model").card_data
         found = told.to_dict() if told else {}

@@ -21,6 +21,7 @@ from dpo_data.config.publish import Publish
 from dpo_data.config.rank import Price, Rank
 from dpo_data.config.rounds import Lineage, Rounds
 from dpo_data.config.sample import Sample
+from dpo_data.config.secrets import refuse_secrets
 from dpo_data.config.train import Lora, Train
 from dpo_data.engines.vllm import Vllm
 from dpo_data.errors import RecipeError, TrainError
@@ -35,6 +36,10 @@ __all__ = [
     "Audit", "Evaluate", "Gates", "Lineage", "Lora", "Pair", "Policy", "Price", "Prompts", "Publish", "Rank", "Recipe",
     "Rounds", "Sample", "Train", "dump", "load", "parse",
 ]  # fmt: skip
+
+
+LARGEST, DOTS = 2**20, 2_000
+"""Bytes of a recipe, and points in a line of it: a dotted key takes `tomllib` the square of its length."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +57,7 @@ class Recipe(Settings):
     """Everything that a run depends on. Without `[publish]` nothing leaves this machine; without `[train]` a run ends there.
     `prices` are by the model's name, as an engine's table gives it."""
 
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)
     seed: int = 0
     prompts: Prompts
     sample: Sample
@@ -66,6 +71,13 @@ class Recipe(Settings):
     rounds: Rounds = Rounds()
     lineage: Lineage | None = None
     prices: dict[str, Price] = {}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _holds_no_secret(cls, given: Any) -> Any:
+        if isinstance(given, dict):
+            refuse_secrets(given)
+        return given
 
     @model_validator(mode="after")
     def _fits(self) -> "Recipe":
@@ -133,12 +145,19 @@ class Recipe(Settings):
 
 def load(path: str | Path, changes: Iterable[str] = ()) -> Recipe:
     """Read a recipe; `changes` are `key.key=value`, values in TOML. Raises RecipeError, naming the key and the nearest one."""
-    file = find(str(path))
-    if not file.is_file():
-        raise RecipeError(f"No recipe at {path}", "Name a .toml file; the shipped ones are flows/recipes/*.toml.")
     try:
-        table = tomllib.loads(file.read_text(encoding="utf-8-sig"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        file = find(str(path))
+        if not file.is_file():
+            raise RecipeError(f"No recipe at {path}", "Name a .toml file; the shipped ones are flows/recipes/*.toml.")
+        if file.stat().st_size > LARGEST:
+            raise RecipeError(f"{path} is larger than {LARGEST:,} bytes, so it is no recipe", "Put data into files of its own.")
+        text = file.read_text(encoding="utf-8-sig")
+        if any(line.count(".") > DOTS for line in text.split("\n")):
+            raise RecipeError(f"{path} has a line with more than {DOTS:,} points", "Put long texts into files of their own.")
+        table = tomllib.loads(text)
+    except OSError as error:
+        raise RecipeError(f"{str(path)[:200]} cannot be read: {error.strerror}", "Mend its name or permissions.") from None
+    except (ValueError, RuntimeError) as error:  # also of nesting too deep, a home folder of nobody, a number too long
         raise RecipeError(f"{path} is not TOML: {error}", "Mend that line.") from None
     for change in changes:
         _apply(table, change)

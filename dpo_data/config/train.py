@@ -78,6 +78,21 @@ class Train(Settings):
     args: dict[str, Any] = {}
 
     @model_validator(mode="after")
+    def _stays_on_this_machine(self) -> "Train":
+        for name, args in (("train.args", self.args), ("train.sft.args", self.sft.args if self.sft else {})):
+            if places := args.keys() & {"output_dir", "logging_dir"}:
+                raise RecipeError(
+                    f"'{name}.{min(places)}' says where training writes, which is its own folder in the run directory",
+                    "Leave it out.",
+                )
+            if args.get("push_to_hub"):
+                raise RecipeError(
+                    f"'{name}.push_to_hub' would publish the model before any gate, and without [publish]",
+                    "Leave it out, and set publish.model_repo_id.",
+                )
+        return self
+
+    @model_validator(mode="after")
     def _divides(self) -> "Train":
         for name, size in (("train.batch_size", self.batch_size), ("train.sft.batch_size", self.sft and self.sft.batch_size)):
             if size and size % self.processes:

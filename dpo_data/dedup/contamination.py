@@ -42,6 +42,8 @@ class Contamination:
         slots = 1 << max(6, int(2 * len(self.hashes)).bit_length())
         self.bits, self.table = np.zeros(slots // 8, np.uint64), np.full(slots, -1, np.int32)
         sets.index(self.hashes, self.bits, self.table)
+        for one in (self.hashes, self.bits, self.table, *self.index):
+            one.flags.writeable = False  # as they come to another process: a kernel is compiled again for what it may write to
 
     def overlaps(self, texts: Texts, threads: int | None = 1) -> tuple[NDArray[np.int32], NDArray[np.float64]]:
         """For each text the evaluation text of whose n-grams it holds most, at least `share`, or -1; and that share, or 0."""

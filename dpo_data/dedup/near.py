@@ -1,6 +1,7 @@
 """Near-duplicates in a stream larger than memory: candidates by MinHash, decided by exact Jaccard similarity."""
 
 from collections.abc import Callable, Iterable, Iterator
+from functools import cache
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 import numpy as np
@@ -15,7 +16,7 @@ from dpo_data.stream import in_order
 if TYPE_CHECKING:
     from dpo_data.dedup.kernels.sets import Held
 
-Salts: TypeAlias = NDArray[np.uint64] | Texts
+Salts: TypeAlias = NDArray[np.uint64] | Texts | None
 Batch: TypeAlias = Texts | tuple[Texts, Salts]
 """Texts; or texts, and of each a number or a text that must be equal for two texts to be alike at all."""
 
@@ -62,23 +63,32 @@ def near_duplicates(
     return Twins(of, alike)
 
 
+def band_keys(part: Part, n: int) -> NDArray[np.uint64]:
+    """The MinHash band keys of some texts (BANDS, rows): 0 where a text has no shingle. Each band has keys of its own."""
+    from dpo_data.dedup.kernels import text as kernels
+
+    made: NDArray[np.uint64] = kernels.bands(*shingles(part[0], n, part[1]), *_hashes(kernels.BANDS * kernels.BAND))
+    return made
+
+
+@cache
+def _hashes(count: int) -> tuple[NDArray[np.uint32], NDArray[np.uint32]]:
+    """What each hash of a signature multiplies by, and adds."""
+    random = np.random.default_rng(1)  # any seed; a fixed one, so that the same texts always have the same result
+    scale = random.integers(0, 2**32, count, np.uint32) | np.uint32(1)
+    return scale, random.integers(0, 2**32, count, np.uint32)
+
+
 def _buckets(batches: Callable[[], Iterable[Batch]], n: int, threads: int | None) -> tuple[NDArray[np.int32], int]:
     """For each text its bucket in each band (rows, BANDS), -1 where it has one alone; and how many buckets there are."""
     from dpo_data.dedup.kernels import text as kernels
 
-    random = np.random.default_rng(1)  # any seed; a fixed one, so that the same texts always have the same result
-    scale = random.integers(0, 2**32, kernels.BANDS * kernels.BAND, np.uint32) | np.uint32(1)
-    shift = random.integers(0, 2**32, kernels.BANDS * kernels.BAND, np.uint32)
-
-    def signed(part: Part) -> NDArray[np.uint64]:
-        return kernels.bands(*shingles(part[0], n, part[1]), scale, shift)
-
-    signatures = list(in_order(signed, _parts(batches()), threads))
+    signatures = list(in_order(lambda part: band_keys(part, n), parts(batches()), threads))
     found = np.empty((sum(part.shape[1] for part in signatures), kernels.BANDS), np.int32)
 
     def numbered(band: int) -> int:
-        parts = [part[band] for part in signatures]
-        found[:, band], count = kernels.buckets(np.concatenate(parts) if parts else np.zeros(0, np.uint64))
+        column = [part[band] for part in signatures]
+        found[:, band], count = kernels.buckets(np.concatenate(column) if column else np.zeros(0, np.uint64))
         return count
 
     counts = list(in_order(numbered, range(kernels.BANDS), threads))
@@ -114,7 +124,7 @@ def _matched(
 
     def wanted() -> Iterator[Part]:
         seen = 0
-        for texts, salts in _parts(batches):
+        for texts, salts in parts(batches):
             mine = rows[slice(*np.searchsorted(rows, (seen, seen + len(texts))))] - seen
             seen += len(texts)
             yield texts.take(pa.array(mine)), None if salts is None else salts[mine]
@@ -138,7 +148,7 @@ def _with_room(held: "Held", size: int) -> "Held":
     return held._replace(shelf=shelf)
 
 
-def _parts(batches: Iterable[Batch]) -> Iterator[Part]:
+def parts(batches: Iterable[Batch]) -> Iterator[Part]:
     """A slice of texts at a time, with its salts as numbers."""
     for batch in batches:
         texts, salts = batch if isinstance(batch, tuple) else (batch, None)

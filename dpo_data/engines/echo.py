@@ -11,18 +11,23 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from dpo_data.seams import Completed, Output, Request, Sampling, Settings
+from pydantic import Field
+
+from dpo_data.engines.workers import Workers
+from dpo_data.seams import Completed, Engine, Output, Request, Sampling, Settings
 
 
 class Echo(Settings):
-    """Answers with words of the question. `delay` is the time in seconds that each request takes."""
+    """Answers with words of the question. `delay` is the time in seconds that each request takes. `workers`: as of vLLM."""
 
-    incidental = frozenset({"delay"})
+    incidental = frozenset({"delay", "workers", "gpus_per_worker"})
     type: Literal["echo"] = "echo"
     delay: float = 0.0
+    workers: int = Field(1, ge=1)
+    gpus_per_worker: float = Field(0, ge=0)
 
-    def build(self) -> "EchoEngine":
-        return EchoEngine(self.delay)
+    def build(self) -> Engine:
+        return Workers(self) if self.workers > 1 else EchoEngine(self.delay)
 
 
 @dataclass

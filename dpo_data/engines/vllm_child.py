@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import sys
 import threading
+import time
 import traceback
 from collections.abc import Callable
 from multiprocessing import connection
@@ -17,6 +18,9 @@ from dpo_data.child import Parent
 from dpo_data.engines.adapters import weights
 from dpo_data.errors import EngineError
 from dpo_data.rows import content_id
+
+BEAT = 1.0
+"""Seconds between two signs of life to the parent, each after a step: none comes of an engine that hangs in one."""
 
 
 class Steps(Protocol):
@@ -55,6 +59,7 @@ def keep_answering(parent: Parent, make: Callable[[dict[str, Any]], Steps]) -> N
         return
     threading.Thread(target=_watch, daemon=True).start()
     parent.send(engine.started)
+    told = time.monotonic()
     while True:
         arrived = list(parent.received()) or ([] if engine.live else [parent.receive()])
         for message in arrived:
@@ -64,6 +69,9 @@ def keep_answering(parent: Parent, make: Callable[[dict[str, Any]], Steps]) -> N
         if engine.live:
             for answer in engine.step():
                 parent.send(answer)
+            if time.monotonic() - told >= BEAT:
+                parent.send({"stepped": True})
+                told = time.monotonic()
 
 
 def _watch() -> None:
@@ -85,6 +93,7 @@ class _Engine:
         tokenizer = {"tokenizer": settings["model"], "tokenizer_revision": settings["revision"]}
         with weights(settings) as (model, revision, adapter):
             args = {**_defaults(), **(_adapter_defaults(adapter) if adapter else {}), **tokenizer, **settings["args"]}
+            args |= smaller(args) if settings.get("smaller") else {}
             llm = LLM(model, revision=revision, **args)
         self._engine = llm.llm_engine
         self._tokenizer, self._template = llm.get_tokenizer(), settings["chat_template"]
@@ -196,6 +205,13 @@ def cpu_defaults() -> dict[str, Any]:
         return {}
     # The CPU build fails on a seeded request whose prefill is split over two steps ("CPU Generator does not use offset").
     return {"enforce_eager": True, "enable_chunked_prefill": False, "kv_cache_memory_bytes": 2**30}
+
+
+def smaller(args: dict[str, Any]) -> dict[str, int]:
+    """Half the batch that the arguments name; where they name none, one that is smaller than any default of vLLM's. A prompt
+    that is read in one step must fit into it, so without chunked prefill its tokens stay as they are."""
+    batch = {"max_num_seqs": 128, "max_num_batched_tokens": 4096 if args.get("enable_chunked_prefill", True) else None}
+    return {name: max(1, args.get(name, most) // 2) for name, most in batch.items() if most}
 
 
 def _adapter_defaults(adapter: str) -> dict[str, Any]:

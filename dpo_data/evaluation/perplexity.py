@@ -15,7 +15,7 @@ from dpo_data.errors import InputError, TrainError
 from dpo_data.evaluation.figures import estimate
 from dpo_data.evaluation.schema import Estimate, Perplexity
 from dpo_data.formats.prompts import evaluation_texts
-from dpo_data.models import find_model
+from dpo_data.models import find_adapter, find_model
 from dpo_data.seams import Progress
 from dpo_data.share import find
 
@@ -53,8 +53,8 @@ def perplexity(path: str, policies: Mapping[str, Policy], progress: Progress) ->
         Child("dpo_data.evaluation.perplexity_child:work", "perplexity", {"TOKENIZERS_PARALLELISM": "false"})
     ) as child:
         for policy in sides.values():
-            model = find_model(policy.model, policy.revision)
-            child.send({"model": model, "revision": policy.revision, "adapter": policy.adapter, "window": WINDOW})
+            model, adapter = find_model(policy.model, policy.revision), find_adapter(policy.adapter)
+            child.send({"model": model, "revision": policy.revision, "adapter": adapter, "window": WINDOW})
         said = list(texts(path))
         child.send({"texts": said})
         for who in sides:

@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from dpo_data.config import Policy, Recipe
@@ -10,12 +9,12 @@ from dpo_data.engines.mix import Mix
 from dpo_data.engines.vllm import Vllm
 
 
-def policies(recipe: Recipe, manifest: Mapping[str, Any], folder: Path) -> dict[str, Policy]:
-    """Who stands on each side, by `manifest` and `folder` of train. `base` is the model before all training; from the second
-    round on, `last` is the one that sampled this round. An adapter stands on what it was trained on: where there was an SFT
-    step, that is the manifest's `base`, a folder beside the model's."""
+def policies(recipe: Recipe, manifest: Mapping[str, Any], folder: str) -> dict[str, Policy]:
+    """Who stands on each side, by `manifest` and `folder` of train, which may be a URL. `base` is the model before all
+    training; from the second round on, `last` is the one that sampled this round. An adapter stands on what it was trained on:
+    where there was an SFT step, that is the manifest's `base`, a folder beside the model's."""
     assert recipe.train is not None
-    policy, lineage, model = recipe.policy(), recipe.lineage, str(folder / "model")
+    policy, lineage, model = recipe.policy(), recipe.lineage, f"{folder}/model"
     found = {"base": policy}
     if lineage and lineage.round > 1:
         first = replace(policy, model=lineage.base, revision=lineage.revision, adapter=lineage.adapter)
@@ -23,7 +22,7 @@ def policies(recipe: Recipe, manifest: Mapping[str, Any], folder: Path) -> dict[
     if recipe.train.method == "full":
         return {**found, "trained": replace(policy, model=model, revision=None, adapter=None)}
     if manifest.get("base"):
-        return {**found, "trained": replace(policy, model=str(folder / manifest["base"]), revision=None, adapter=model)}
+        return {**found, "trained": replace(policy, model=f"{folder}/{manifest['base']}", revision=None, adapter=model)}
     return {**found, "trained": replace(policy, adapter=model)}
 
 

@@ -43,9 +43,11 @@ class Prompts(Settings):
     none. `system` is put before every prompt that has no system turn. `chat_template_kwargs` are variables of the chat template
     for every prompt, as { enable_thinking = false }; a record's own, in a column of that name, override them. `holdout` is the
     share kept from sampling and training, for `evaluate`. `near_duplicates` is the similarity (Jaccard, of five-word shingles)
-    from which a later prompt is dropped; 1 drops exact repetitions alone.
+    from which a later prompt is dropped; 1 drops exact repetitions alone. `workers`: with more than one, as many tasks on Ray
+    compare the texts, for what outgrows one machine.
     """
 
+    incidental = frozenset({"workers"})
     path: str
     name: str | None = None
     split: str = "train"
@@ -57,6 +59,7 @@ class Prompts(Settings):
     holdout: float = Field(0.0, ge=0, lt=1)
     near_duplicates: float = Field(0.8, gt=0, le=1)
     decontaminate: Decontaminate | None = None
+    workers: int = Field(1, ge=1)
 
     @field_validator("chat_template_kwargs")
     @classmethod

@@ -16,6 +16,10 @@ Placed = tuple[str, Record]
 UTF8 = "utf-8-sig"
 """UTF-8, with or without the byte order mark that Windows programs put first."""
 
+ROWS, BATCH, NESTED = 256, 2**30, 2**24
+"""Of a Parquet file: the most rows at a time; the most bytes of a column at a time, unless one row has more; and the most
+values in the lists of a row group. A small file may hold much: what is the same in many places is stored once."""
+
 
 def read(path: Path, given: str, reference: str | None = None) -> Iterator[Placed]:
     """The records of a file or folder, which the user `given` names so; of a table the columns that any shape knows, and the
@@ -102,11 +106,27 @@ def _parquet(file: Path, reference: str | None = None) -> Iterator[Placed]:
     try:
         with pq.ParquetFile(file) as table:
             names = known_columns(table.schema_arrow.names, str(file), reference)
-            for placed in rows(table.iter_batches(batch_size=256, columns=names), str(file)):
+            for placed in rows(table.iter_batches(_rows_at_once(table.metadata, names, file), columns=names), str(file)):
                 number += 1
                 yield placed
     except (pa.ArrowException, OSError, ValueError) as error:
         raise InputError(f"{file} is not a whole Parquet file, after row {number}: {error}", "Write it again.") from None
+
+
+def _rows_at_once(metadata: Any, names: list[str], file: Path) -> int:
+    """How many rows stay below BATCH, were each as long as all that a row group stores of a column. Raises InputError where its
+    lists hold more than NESTED values, all of which one row may have."""
+    largest = 1
+    for group in map(metadata.row_group, range(metadata.num_row_groups)):
+        for chunk in map(group.column, range(metadata.num_columns)):
+            if chunk.path_in_schema.partition(".")[0] in names:
+                largest = max(largest, chunk.total_uncompressed_size)
+                if chunk.num_values - group.num_rows > NESTED:
+                    raise InputError(
+                        f"{file} has {chunk.num_values:,} values of {short(chunk.path_in_schema)} in {group.num_rows:,} rows",
+                        "Write it with smaller row groups.",
+                    )
+    return max(1, min(ROWS, BATCH // largest))
 
 
 def rows(batches: Iterable[Any], where: str) -> Iterator[Placed]:

@@ -10,7 +10,7 @@ from itertools import count
 from typing import Any
 
 from dpo_data.child import Parent
-from dpo_data.engines.vllm_child import Steps, cpu_defaults, keep_answering, line, token_ids
+from dpo_data.engines.vllm_child import Steps, cpu_defaults, keep_answering, line, smaller, token_ids
 from dpo_data.errors import EngineError
 
 Encode = Callable[[dict[str, Any]], list[int]]
@@ -93,7 +93,8 @@ def _vllm_args(settings: dict[str, Any]) -> dict[str, Any]:
     cpu = {**cpu_defaults(), "dtype": "float32"} if cpu_defaults() else {}
     model, revision = settings["model"], settings["revision"]
     ours = {"model": model, "revision": revision, "tokenizer_revision": revision, "runner": "pooling", "max_model_len": -1}
-    return {**ours, **cpu, **settings["args"]}
+    args = {**ours, **cpu, **settings["args"]}
+    return {**args, **smaller(args)} if settings.get("smaller") else args
 
 
 def _encoder(tokenizer: Any, limit: int, ending: int | None = None) -> Encode:
@@ -184,7 +185,8 @@ class Batches:
         self._model = model.eval() if "device_map" in args or not cuda else model.eval().cuda()
         self._model.config.use_cache = False  # no token follows that would read it
         self._label, self._why = label, why
-        self._budget = settings["batch_tokens"] or BATCH_TOKENS["cuda" if cuda else "cpu"]
+        budget = settings["batch_tokens"] or BATCH_TOKENS["cuda" if cuda else "cpu"]
+        self._budget = budget // 2 if settings.get("smaller") else budget
         longest = getattr(config.get_text_config(), "max_position_embeddings", None) or tokenizer.model_max_length
         self._encode = _encoder(tokenizer, min(tokenizer.model_max_length, longest))
         self._pad = _pad(config)

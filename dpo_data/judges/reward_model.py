@@ -15,7 +15,7 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from dpo_data import chat_template
-from dpo_data.engines.vllm import feed, start
+from dpo_data.engines.process import EngineProcess
 from dpo_data.errors import RecipeError
 from dpo_data.models import model_revision
 from dpo_data.rows import Completion, Message, Ranking, Sample
@@ -87,20 +87,19 @@ class Scorer(Settings):
 
 
 class ScorerEngine:
-    """Owns one child with one reward model, started when it is made. See `reward_child` for the other side."""
+    """Owns one process with one reward model, started when it is made. See `reward_child` for the other side."""
 
     def __init__(self, settings: Scorer):
         self.model = settings.model
-        self._child, started = start("dpo_data.judges.reward_child:serve", "reward_model", settings)
-        self._window = int(started["window"])
-        log.info("scoring with %s in %s", self.model, started["backend"])
+        self._process = EngineProcess("dpo_data.judges.reward_child:serve", "reward_model", settings)
+        log.info("scoring with %s in %s", self.model, self._process.started["backend"])
 
     def complete(self, requests: Iterable[Request | None], sampling: Sampling) -> Iterator[Completed]:
         """Scores whole conversations, the answer last: one Output each, with a `score` and no text."""
-        return feed(self._child, requests, self._window)
+        return self._process.answers(requests, int(self._process.started["window"]))
 
     def close(self) -> None:
-        self._child.close()
+        self._process.close()
 
 
 @dataclass

@@ -16,7 +16,7 @@ from pydantic import Field, TypeAdapter, ValidationError
 
 from dpo_data.child import Child
 from dpo_data.errors import EngineError, RecipeError
-from dpo_data.functions import find_function, function_hash
+from dpo_data.functions import find_function, function_hash, require_allowed
 from dpo_data.judges.program import SECONDS
 from dpo_data.judges.rewards import BUILT_IN
 from dpo_data.provenance import file_hash
@@ -69,7 +69,10 @@ class Rule(Settings):
         return args
 
     def check(self) -> None:
-        """Raises RecipeError where the rule is not there, or cannot be called with its args in its time."""
+        """Raises RecipeError where the rule is not there, is code that is not allowed, or cannot be called with its args in
+        its time."""
+        if self.rule == "unit_test":
+            require_allowed("The rule 'unit_test' runs answers and their tests as code")
         find_rule(self.rule, self.plain_args)
         if self.rule == "unit_test" and self.args.get("seconds", SECONDS) + 1 > self.time_limit:
             raise RecipeError(
@@ -159,11 +162,13 @@ class RuleJudge:
 
 @dataclass
 class _Bench:
-    """A child with the rule in it, begun by the first answer, and again after an answer that ended it."""
+    """A child with the rule in it, begun by the first answer, and again after an answer that ended it. `died`: whether one has
+    died on the answer that is next."""
 
     settings: Rule
     child: Child | None = None
     stopped: bool = False
+    died: bool = False
 
     def judge(self, group: Sample) -> list[Judged]:
         """What the rule makes of each of a group's answers."""
@@ -179,9 +184,9 @@ class _Bench:
             child.close()
 
     def _some(self, group: Sample, texts: list[str]) -> Iterator[Judged]:
-        """The first of these answers, up to one that ends the child. An answer on which a child dies that has judged others is
-        left for a new one, to be told from an earlier answer that is the cause."""
-        new = self.child is None
+        """The first of these answers, up to one that ends the child. An answer on which a child dies is left for a new one: an
+        earlier answer may be the cause, or somebody who kills processes. Where that dies on it too, it is not judged."""
+        again, self.died = self.died, False
         child = self.child or self._start()
         child.send({"messages": group.prompt, "reference": group.reference, "texts": texts})
         for _ in texts:
@@ -195,10 +200,11 @@ class _Bench:
                 self.close()
                 if self.stopped:
                     raise
-                if new:
+                if again:
                     yield None, f"the rule's process {child.ended}"
+                self.died = not again
                 return
-            new = False
+            again = False
             yield told["score"], told["error"]
             if told["ends"]:
                 self.close()

@@ -10,6 +10,7 @@ from typing import Any
 from dpo_data.audit import audit
 from dpo_data.config import Recipe, dump
 from dpo_data.evaluation.schema import Evaluation
+from dpo_data.files import refuse_links
 from dpo_data.gates import gates
 from dpo_data.hints import hints, pair_stats
 from dpo_data.numbers import duration, number, percent
@@ -29,6 +30,7 @@ def report(recipe: Recipe, run: RunDir) -> dict[str, Any]:
     """
     from dpo_data.report.plots import curves_png
 
+    refuse_links(run.path)
     told, plots = gather(recipe, run)
     if told.train:
         run.write("curves.png", curves_png(facts.history(run), training.marks(told.train)))
@@ -96,7 +98,7 @@ def last_words(report: dict[str, Any], run: RunDir) -> str:
         rows.append(("not finished", ", ".join(waiting)))
     if report["timings"]:
         rows.append(("time", duration(sum(report["timings"].values()))))
-    rows.append(("report", str(run.path / "report.html")))
+    rows.append(("report", f"{run}/report.html"))
     width = max(len(name) for name, _ in rows)
     return "\n".join(f"{name:<{width}}   {value}" for name, value in rows)
 

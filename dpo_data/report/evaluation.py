@@ -53,7 +53,7 @@ def _examples(run: RunDir) -> Iterator[schema.EvaluateExample]:
     known = {row.prompt_id: scores(row) for row in stage.rows(Ranking, "rank.parquet")}
     for base, trained in zip(stage.rows(Sample, "base.parquet"), stage.rows(Sample, "trained.parquet"), strict=True):
         if base.prompt_id != trained.prompt_id:
-            raise mismatch(str(stage.path), "base.parquet and trained.parquet answer different prompts")
+            raise mismatch(str(stage), "base.parquet and trained.parquet answer different prompts")
         if base.completions or trained.completions:
             yield _example(base, trained, known.get(base.prompt_id, {}))
 

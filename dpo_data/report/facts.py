@@ -136,9 +136,9 @@ def funnel(run: RunDir) -> list[schema.Step]:
         step("out", **pair["dropped_pairs"])
         step("left", pairs=_rows(pair, "train|test"))
         step("part", train=pair["train"], test=pair["test"])
-    check(steps, str(run.path))
+    check(steps, str(run))
     if sample and evaluate and evaluate["prompts"] != sample["held_out"]:
-        raise mismatch(str(run.path), f"{sample['held_out']} prompts are held out, and {evaluate['prompts']} were evaluated")
+        raise mismatch(str(run), f"{sample['held_out']} prompts are held out, and {evaluate['prompts']} were evaluated")
     return steps
 
 
@@ -189,7 +189,7 @@ def scores(run: RunDir) -> tuple[Numbers, int]:
 
 def history(run: RunDir) -> list[dict[str, Any]]:
     """TRL's log_history: a dict a log, with `step`; training metrics by name, held-out ones with `eval_` before it."""
-    path = run.stage("train").path / "metrics.json"
+    path = run.stage("train").file("metrics.json")
     found: list[dict[str, Any]] = json.loads(path.read_text()) if path.exists() else []
     return found
 

@@ -29,7 +29,7 @@ def rounds_words(run: RunDir) -> str:
     rows.append(("best", f"round {told.best}" if told.best else "none: the first did not pass"))
     if told.stopped:
         rows.append(("stopped", told.stopped))
-    rows.append(("report", str(run.path / "rounds.html")))
+    rows.append(("report", f"{run}/rounds.html"))
     return "\n".join(f"{name:<9}{value}" for name, value in rows)
 
 

@@ -6,7 +6,7 @@ from dpo_data.child import Parent
 
 
 def reporter(parent: Parent, stage: str = "train") -> Any:
-    """A callback that tells the parent each step and each log of a training of this name."""
+    """A callback that tells the parent each step, log and checkpoint of a training of this name."""
     from transformers import TrainerCallback
 
     class Reporter(TrainerCallback):  # type: ignore[misc]
@@ -16,5 +16,8 @@ def reporter(parent: Parent, stage: str = "train") -> Any:
         def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
             numbers = {name: float(value) for name, value in (logs or {}).items() if isinstance(value, (int, float))}
             parent.send({"stage": stage, "metrics": numbers, "at": state.global_step})
+
+        def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            parent.send({"stage": stage, "saved": state.global_step})
 
     return Reporter()

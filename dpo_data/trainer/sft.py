@@ -43,6 +43,7 @@ def fine_tune(job: dict[str, Any], pairs: Any, limit: int | None, tokenizer: Any
             _merge(job, partial, bf16)
         tokenizer.save_pretrained(str(partial))
         (partial / FACTS).write_text(json.dumps(facts, indent=1))
+        shutil.rmtree(tuned, ignore_errors=True)  # of which an object store may hold a part
         partial.rename(tuned)
         shutil.rmtree(trainer.args.output_dir, ignore_errors=True)
     trainer.accelerator.wait_for_everyone()
