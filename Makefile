@@ -43,7 +43,7 @@ demo: setup
 	$(BIN)/python flows/sample_and_train.py flows/recipes/demo.toml
 
 test: setup
-	$(BIN)/python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder
+	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
 
 check: setup
 	$(BIN)/ruff format --check .

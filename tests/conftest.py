@@ -29,15 +29,11 @@ settings.register_profile("shared machine", deadline=None, max_examples=60)  # w
 settings.load_profile("shared machine")
 
 
-@pytest.hookimpl(tryfirst=True)  # before the marks are read
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Where tests run side by side, those of a file stay together, and so do those that share a server. The files with slow
-    tests begin, lest a long one be left for the end."""
+    """Where tests run side by side, a file at a time, those files begin that have slow tests, lest a long one be left for the
+    end."""
     slow = {item.path for item in items if item.get_closest_marker("slow")}
-    for item in items:
-        shared = [name for name in ("argilla", "prefect_server") if name in getattr(item, "fixturenames", ())]
-        item.add_marker(pytest.mark.xdist_group(shared[0] if shared else item.path.stem))
-    items.sort(key=lambda item: (item.path not in slow,))
+    items.sort(key=lambda item: item.path not in slow)
 
 
 @pytest.fixture(scope="session")
