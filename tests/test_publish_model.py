@@ -290,7 +290,7 @@ class TestNothingGoesOut:
         made = recipe(publish={"model_repo_id": "tester/model"}, **given)
         with pytest.raises(PublishError, match=r"An adapter serves nobody without its base.* Set publish\.merged = true"):
             pipeline.run(made, RunDir(tmp_path / "new"))
-        assert not (tmp_path / "new").exists(), "and not after hours"
+        assert not RunDir(tmp_path / "new").stage("sample").path.exists(), "and not after hours"
         whole = recipe(publish={"model_repo_id": "tester/model"}, train={**given["train"], "method": "full"})
         pipeline.ready(whole, RunDir(tmp_path / "new"))
 
