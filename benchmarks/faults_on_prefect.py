@@ -2,7 +2,6 @@
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -14,6 +13,7 @@ from typing import Any
 import httpx
 import psutil
 from striking import MARK, Case, Injected, Shot, chains, finish, left, rows
+from usage import free_port
 
 from dpo_data.rundir import RunDir
 
@@ -29,9 +29,7 @@ class Prefect:
     """A server and a worker, each of which may be killed and started again, with their database in `folder`."""
 
     def __init__(self, folder: Path):
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.port = free.getsockname()[1]
+        self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}/api"
         self._folder = folder
         self.env = {

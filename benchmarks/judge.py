@@ -13,7 +13,6 @@ client that sends the same requests as ready bytes and reads no answer.
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -28,6 +27,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 from urllib.parse import urlsplit
+
+from usage import free_port
 
 from dpo_data.child import Child, Parent
 from dpo_data.demo.model import build_tokenizer, tiny_llama
@@ -265,9 +266,7 @@ def _same(ours: list[Ranking], theirs: list[Ranking]) -> int:
 @contextmanager
 def _serving(model: str) -> Iterator[str]:
     """vLLM's own server, while the block runs; its base_url."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     flags = ["--host", "127.0.0.1", "--port", str(port), "--served-model-name", "tiny", "--dtype", "float32", "--enforce-eager"]
     flags += ["--no-enable-chunked-prefill", "--max-model-len", "4096", "--kv-cache-memory-bytes", str(2**30)]
     flags += ["--structured-outputs-config", '{"backend": "xgrammar", "disable_any_whitespace": true}']

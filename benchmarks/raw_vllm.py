@@ -3,7 +3,6 @@
 import json
 import os
 import runpy
-import socket
 import sys
 import time
 import urllib.request
@@ -11,6 +10,8 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
+
+from usage import free_port
 
 from dpo_data.child import Child, Parent
 from dpo_data.engines.vllm import ENVIRONMENT
@@ -69,9 +70,7 @@ def answer(parent: Parent) -> None:
 def serving(model: str, args: dict[str, Any]) -> Iterator[str]:
     """vLLM's OpenAI-compatible server with the same engine arguments, while the block runs; its base_url. Raises EngineError
     where it does not start."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     with closing(_child("serve", "server")) as child:
         child.send(["--model", model, "--host", "127.0.0.1", "--port", str(port), *_flags({**_defaults(), **args})])
         while not _is_up(port):

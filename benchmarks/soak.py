@@ -12,7 +12,6 @@ import argparse
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -26,6 +25,7 @@ from typing import Any
 
 import httpx
 import psutil
+from usage import free_port
 
 from dpo_data.rundir import RunDir
 from flows import deploy
@@ -191,9 +191,7 @@ def _database(folder: Path) -> int:
 @contextmanager
 def _deployed(folder: Path, told: Soaked) -> Iterator[tuple["subprocess.Popen[str]", Ask]]:
     """`dpo-data deploy` at work, and how to ask its server; a GET where there is no body."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     temp = folder / "temp"
     temp.mkdir()
     env = {**os.environ, "PREFECT_HOME": str(folder / "prefect"), "PREFECT_API_URL": "", "TMPDIR": str(temp)}

@@ -175,16 +175,16 @@ def _struck(process: "subprocess.Popen[str]", says: str, number: signal.Signals)
                 return True
         return False
 
-    return _until(struck, process)
+    return _until(struck, process, every=0.05)
 
 
-def _until(happened: Callable[[], bool], process: "subprocess.Popen[str]") -> bool:
-    """Whether it happens before the process ends."""
+def _until(happened: Callable[[], bool], process: "subprocess.Popen[str]", every: float = 0.002) -> bool:
+    """Whether it happens before the process ends; a look `every` so many seconds."""
     end = time.monotonic() + PATIENCE
     while process.poll() is None and time.monotonic() < end:
         if happened():
             return True
-        time.sleep(0.002)
+        time.sleep(every)
     return False
 
 

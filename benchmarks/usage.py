@@ -1,10 +1,12 @@
-"""What something takes of this machine while it is timed: of the CPU, and of its GPUs as NVML tells it."""
+"""What something takes of this machine: of the CPU, and of its GPUs as NVML tells it, while it is timed; and a free port."""
 
 import os
 import platform
+import random
+import socket
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import psutil
@@ -35,6 +37,16 @@ def watching() -> Iterator[list[int]]:
         ended.set()
         if gpus:
             looker.join()
+
+
+def free_port() -> int:
+    """A port that nobody listens on, below those that this machine gives to whoever connects to somewhere: one of these may be
+    taken before a server listens there. Raises OSError where a hundred are taken."""
+    for port in random.sample(range(20_000, 32_000), 100):
+        with suppress(OSError), socket.socket() as one:
+            one.bind(("127.0.0.1", port))
+            return port
+    raise OSError("a hundred ports of 127.0.0.1 are taken")
 
 
 def hardware() -> str:

@@ -6,6 +6,7 @@ inherit. The working folder is no exception: a stranger's recipe may have come w
 """
 
 import importlib
+import json
 import os
 import re
 import sys
@@ -23,11 +24,14 @@ OWN = frozenset({"dpo_data.demo.questions:concise_and_correct"})
 """The functions that shipped recipes name. They need no permission; others of ours do, for some run what they are given."""
 
 LOADS_CODE = re.compile(
-    r"trust_remote_code|use_kernels|logits_processors|log_config_file|\w+_(cls|plugin|module_path|class_overrides)"
+    r"trust_remote_code|use_kernels|logits_processors|log_config_file|inductor_passes|(\w+_)?module_path"
+    r"|\w+_(cls|plugin|class_overrides)"
 )
 """The arguments of vLLM and transformers by which they import what is named there, whatever it is."""
 MAY_LOAD_CODE = re.compile(r"attn_implementation|\w*backend")
 """Those that name something of the library's own, or, as a dotted name or a repository of the Hub's, something to import."""
+DOTTED = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)+")
+"""A class, as vLLM takes it for the model that speculates."""
 
 
 def require_allowed(what: str) -> None:
@@ -39,29 +43,39 @@ def require_allowed(what: str) -> None:
         )
 
 
-def loads_code(table: Any, place: str = "", passed_on: bool = False) -> Iterator[str]:
-    """The keys within a recipe's `args` and `params`, at any depth, by which a library would import code. `passed_on`: whether
-    the table is within one of those already."""
-    if isinstance(table, Mapping):
-        for key, value in table.items():
-            where = f"{place}.{key}" if place else str(key)
-            if passed_on and _imports(str(key), value):
-                yield where
-            else:
-                yield from loads_code(value, where, passed_on or key in ("args", "params"))
-    elif isinstance(table, list | tuple):
-        for one in table:
-            yield from loads_code(one, place, passed_on)
+def loads_code(table: Any) -> Iterator[str]:
+    """The keys within a recipe's `args` and `params`, at any depth, by which a library would import code. A text there that is
+    JSON is a table too, as transformers reads it."""
+    waiting: list[tuple[str, Any, bool]] = [("", table, False)]
+    while waiting:
+        place, value, passed_on = waiting.pop()
+        if passed_on and isinstance(value, str) and value.lstrip().startswith(("{", "[")):
+            try:
+                value = json.loads(value)
+            except ValueError:
+                continue
+            except RecursionError:  # whoever has more room may read it
+                yield place
+        if isinstance(value, Mapping):
+            for key, one in value.items():
+                where = f"{place}.{key}" if place else str(key)
+                if passed_on and _imports(place, str(key), one):
+                    yield where
+                else:
+                    waiting.append((where, one, passed_on or key in ("args", "params")))
+        elif isinstance(value, list | tuple):
+            waiting += [(place, one, passed_on) for one in value]
 
 
 def find_function(path: str, kind: str) -> Callable[..., Any]:
-    """The function at `module:function`, modules of the working folder included. `kind` is what it serves as, for the error.
-    Raises RecipeError, and imports nothing, where code is not allowed."""
+    """The function at `module:function`, modules of the working folder included, from which on all else is looked for there
+    too: so nothing of ours puts it on the path. `kind` is what the function serves as, for the error. Raises RecipeError, and
+    imports nothing, where code is not allowed."""
     if path not in OWN:
         require_allowed(f"The {kind} {path!r} is code")
+        if str(Path.cwd()) not in sys.path:
+            sys.path.insert(0, str(Path.cwd()))
     module, _, name = path.partition(":")
-    if str(Path.cwd()) not in sys.path:
-        sys.path.insert(0, str(Path.cwd()))
     try:
         found: Callable[..., Any] = getattr(importlib.import_module(module), name)
     except Exception as error:  # a module of somebody's may fail in any way
@@ -81,7 +95,9 @@ def function_hash(path: str, kind: str) -> str | None:
     return file_hash(Path(file)) if file else None
 
 
-def _imports(key: str, value: Any) -> bool:
+def _imports(place: str, key: str, value: Any) -> bool:
     if LOADS_CODE.fullmatch(key):
         return bool(value)
+    if place.endswith("speculative_config") and key in ("method", "model"):
+        return value == "custom_class" or (key == "model" and bool(DOTTED.fullmatch(str(value))))
     return bool(MAY_LOAD_CODE.fullmatch(key)) and isinstance(value, str) and bool(re.search("[./:]", value))

@@ -2,7 +2,7 @@
 
 A run goes where it is beyond the newest `keep` of its recipe's name and nothing was written there for `older_than` seconds. It
 stays, whatever the rule says, where a run is under way in it, people may still rank it, it was not published, its recipe cannot
-be read, or a run that stays stands on it, by any path in its recipe. What is no run directory is left alone.
+be read, or a run in that folder that stays stands on it, by any path in its recipe. What is no run directory is left alone.
 """
 
 import os
@@ -12,7 +12,7 @@ import time
 import tomllib
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
@@ -189,9 +189,10 @@ def _needed(one: Found, folder: Path) -> Iterator[str]:
     home = folder.resolve()
     for text in chain.from_iterable(map(_texts, one.path.rglob("recipe.toml"))):
         for base in (Path.cwd(), *home.parents):  # a path in a recipe begins where its run was started
-            place = (base / text).resolve()
-            if place.is_relative_to(home) and place != home:
-                yield place.relative_to(home).parts[0]
+            with suppress(ValueError, RuntimeError, OSError):  # what cannot be a path leads nowhere
+                place = (base / Path(text).expanduser()).resolve()
+                if place.is_relative_to(home) and place != home:
+                    yield place.relative_to(home).parts[0]
 
 
 def _texts(file: Path) -> Iterator[str]:

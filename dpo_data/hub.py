@@ -63,7 +63,7 @@ def _endpoint() -> str:
     """The Hub's address, without a user or password in it."""
     from huggingface_hub import constants
 
-    return re.sub("//[^/@]*@", "//", constants.ENDPOINT)
+    return re.sub("//[^/]*@", "//", constants.ENDPOINT)
 
 
 def require_token() -> None:

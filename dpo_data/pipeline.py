@@ -6,7 +6,7 @@ from typing import Any
 from dpo_data import evaluate, filters, gates, ledger, lineage, pair, publish, rank, rounds, rundir, sample, train
 from dpo_data.audit.people import read_labels
 from dpo_data.config import Gates, Recipe, Train, dump
-from dpo_data.errors import DpoDataError, GateClosed
+from dpo_data.errors import DpoDataError, GateClosed, InputError
 from dpo_data.evaluation.perplexity import texts
 from dpo_data.files import intact, refuse_links, room
 from dpo_data.functions import loads_code, require_allowed
@@ -105,7 +105,7 @@ def run_stage(name: str, recipe: Recipe, run: RunDir, progress: Progress) -> dic
     if recipe.rounds.chained and recipe.lineage is None:
         raise DpoDataError("The recipe has [rounds], and this is none of them", "Use `dpo-data run` or sample-and-train.")
     refuse_links(run.path)
-    with room(run.path), logged(run, name), run.held(), noted(run, name, stages_of(recipe), progress) as progress:
+    with room(run.path), run.held(), logged(run, name), noted(run, name, stages_of(recipe), progress) as progress:
         log.info("%s: begins in %s, with %d shards finished already", name, run, run.stage(name).finished)
         _meet(recipe, name)
         if recipe.lineage:
@@ -149,7 +149,8 @@ def _meet(recipe: Recipe, name: str) -> None:
 
 
 def fork(old: RunDir, new: RunDir, recipe: Recipe) -> list[str]:
-    """Begin `new` with the finished stages of `old` that the recipe would make the same. Returns their names."""
+    """Begin `new` with the finished stages of `old` that the recipe would make the same. Returns their names. One that was
+    killed is repeated. Raises InputError where there is no `old`, or where `new` is begun, and InUse."""
 
     def holds(name: str, found: dict[str, Any]) -> bool:
         stage = STAGES[name]
@@ -157,9 +158,14 @@ def fork(old: RunDir, new: RunDir, recipe: Recipe) -> list[str]:
 
     refuse_links(old.path)
     refuse_links(new.path)
-    kept = rundir.fork(old, new, holds)
-    with intact(old.calls):
-        ledger.inherit(old.calls, new.calls)
-    new.keep(new.calls)
-    new.write("recipe.toml", dump(recipe))
+    if not old.exists:
+        raise InputError(f"No run at {old}", "Name a run directory, as runs/demo.")
+    with new.held():
+        if (new.path / "recipe.toml").is_file():
+            raise InputError(f"{new} is begun already", "Go on with it, or name a new run directory with --run.")
+        kept = rundir.fork(old, new, holds)
+        with intact(old.calls):
+            ledger.inherit(old.calls, new.calls)
+        new.keep(new.calls)
+        new.write("recipe.toml", dump(recipe))
     return kept

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 from dpo_data.errors import DpoDataError
 from dpo_data.files import read_column
 from dpo_data.rows import Ranking, Sample
-from dpo_data.rundir import RunDir, Stage
+from dpo_data.rundir import RunDir
 from dpo_data.seams import Progress
 from dpo_data.store import is_url
 
@@ -118,7 +118,7 @@ def noted(run: RunDir, stage: str, stages: Sequence[str], progress: Progress) ->
         yield progress
         return
     heard, ended = Noted(stage, progress), threading.Event()
-    finished = [path for one in (run.stage(stage), *parts(run.stage(stage))) for path in one.shards()]
+    finished = [path for one in (run.stage(stage), *run.stage(stage).parts) for path in one.shards()]
 
     def keep() -> None:
         for path in finished if stage in FAILED else ():
@@ -158,11 +158,6 @@ def noted_in(run: RunDir) -> dict[str, Any]:
     path = run.path / FILE
     found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     return found
-
-
-def parts(stage: Stage) -> list[Stage]:
-    """The folders within a stage's that are made by themselves, in their order."""
-    return [Stage(path, stage.name) for path in sorted(stage.path.glob("part-*"), key=lambda path: int(path.name[5:]))]
 
 
 def _write(run: RunDir, stages: Sequence[str], now: dict[str, Any] | None) -> None:

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from dpo_data import lease, lock, sums
-from dpo_data.errors import InputError, StoreError
+from dpo_data.errors import InputError, InUse, StoreError
 from dpo_data.files import link, partial_of, write_atomically
 from dpo_data.lock import Owner
 from dpo_data.stage import Stage, stage_recipe
@@ -132,7 +132,7 @@ class RunDir:
         try:
             if self._store and path.exists():
                 self._store.push(path)
-        except StoreError as error:
+        except (StoreError, InUse) as error:
             log.warning("%s", error)
 
 
@@ -146,25 +146,26 @@ def matching(pattern: str) -> list[RunDir]:
 
 
 def fork(old: RunDir, new: RunDir, holds: Callable[[str, dict[str, Any]], bool]) -> list[str]:
-    """Start `new` with those stages of `old` that are complete and for which `holds(name, recipe)`. Returns their names.
+    """Give `new` those stages of `old` that are complete and for which `holds(name, recipe)`. Returns their names.
 
     A stage's inputs name what it stands on by hash, so none holds that stands on one that is not kept. Shards never change,
-    so they are hard-linked where the file system can.
+    so they are hard-linked where the file system can. What an attempt that was killed has given stays. Raises InputError where
+    `new` has another such stage begun.
     """
-    if not old.exists:
-        raise InputError(f"No run at {old}", "Name a run directory, as runs/demo.")
-    if any(new.stage(name).path.exists() for name in FOLDERS):
-        raise InputError(f"{new} is begun already", "Go on with it, or name a new run directory with --run.")
     kept: list[str] = []
     for name in FOLDERS:
         stage = old.stage(name)
         if stage.manifest is None or stage.recipe is None or not holds(name, stage.recipe):
             continue
-        target = new.stage(name).path
-        partial = partial_of(target)
-        shutil.rmtree(partial, ignore_errors=True)
-        shutil.copytree(stage.path, partial, copy_function=link, ignore=shutil.ignore_patterns(sums.SUMS))
-        partial.rename(target)
+        if not new.stage(name).manifest:
+            target = new.stage(name).path
+            if target.exists() and new.stage(name).recipe != stage.recipe:
+                raise InputError(f"{new.stage(name)} is begun already", "Delete it, or name a new run directory with --run.")
+            partial = partial_of(target)
+            for left in (partial, target):
+                shutil.rmtree(left, ignore_errors=True)
+            shutil.copytree(stage.path, partial, copy_function=link, ignore=shutil.ignore_patterns(sums.SUMS))
+            partial.rename(target)
         new.stage(name).keep()
         kept.append(name)
     return kept

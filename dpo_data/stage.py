@@ -41,7 +41,7 @@ class Stage:
     def path(self) -> Path:
         """Its folder on this machine, with all that the stage has made."""
         if self._store:
-            for name in self._store.bring(self._below + ".*"):
+            for name in self._store.bring(self._store.all_of(self._folder)):
                 sums.discard((self._store.folder / name).parent)  # they tell of what was here
         return self._folder
 
@@ -59,16 +59,17 @@ class Stage:
         """
         wanted = stage_recipe(settings, inputs)
         found = self.recipe
-        if found == wanted and self._store and self._store.holds(self._folder / "manifest.json"):
+        if found == wanted and self._store and self._is_whole(self._store):
             return self
         self.path.mkdir(parents=True, exist_ok=True)
         for leftover in [*self.path.glob(".*.tmp"), *self.path.glob("part-*/.*.tmp")]:
             shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
         shutil.rmtree(partial_of(self.path), ignore_errors=True)
         made = any(path.is_file() and path.name not in ("recipe.json", sums.SUMS) for path in self.path.rglob("*"))
-        if found is not None and found != wanted and made:
+        if found != wanted and made:
+            how = f"was made with another recipe: {_difference(found, wanted)}" if found else "has lost its recipe.json"
             raise StaleRun(
-                f"{self} was made with another recipe: {_difference(found, wanted)}",
+                f"{self} {how}",
                 f"Begin a new run that keeps what still holds with `dpo-data fork {str(self).rpartition('/')[0]} RECIPE "
                 f"--run NEW`, or delete {self} and the stages after it to redo them.",
             )
@@ -94,12 +95,31 @@ class Stage:
         """A hash over all that the stage made; None until it is complete."""
         return (self.manifest or {}).get("digest")
 
+    def _is_whole(self, store: Store) -> bool:
+        """Whether a complete stage has all that it made, as far as a listing tells, and what of it is on this machine."""
+        manifest = self.manifest
+        return manifest is not None and all(
+            store.size(path := self._folder / file["name"]) == file["bytes"]
+            and (not path.exists() or sums.holds(path, file["sha256"]))
+            for file in manifest["files"]
+        )
+
     def part(self, index: int) -> "Stage":
         """A folder within the stage's, for what is made by itself and put together later; `discard` it before `finish`."""
         part = Stage(self.path / f"part-{index}", self.name, self._store)
         part.path.mkdir(parents=True, exist_ok=True)
         sums.mend(part.path, None)
         return part
+
+    @property
+    def parts(self) -> list["Stage"]:
+        """Those folders, in their order; in a store as its listing tells of them."""
+        if self._store:
+            found = [re.match(self._below + r"part-(\d+)/", name) for name in self._store.objects]
+            many = max((int(one[1]) + 1 for one in found if one), default=0)
+        else:
+            many = len(list(self._folder.glob("part-*")))
+        return [Stage(self._folder / f"part-{at}", self.name, self._store) for at in range(many)]
 
     def discard(self) -> None:
         shutil.rmtree(self.path, ignore_errors=True)

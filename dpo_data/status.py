@@ -7,7 +7,7 @@ from typing import Any
 from dpo_data.errors import InputError
 from dpo_data.lock import Owner, left_by
 from dpo_data.nvidia import Gpu, gpus
-from dpo_data.progress import noted_in, parts
+from dpo_data.progress import noted_in
 from dpo_data.rundir import FOLDERS, RunDir
 
 WAITS = 75
@@ -124,7 +124,7 @@ def _stage(run: RunDir, name: str, now: dict[str, Any] | None, held: bool) -> St
         last=now["last"] or now["began"],
         error=now["error"],
         exit_code=now["exit_code"],
-        parts=[Part(model, len(part.shards())) for model, part in zip(engines, parts(stage) if engines else (), strict=False)],
+        parts=[Part(model, part.finished) for model, part in zip(engines, stage.parts if engines else (), strict=False)],
     )
 
 

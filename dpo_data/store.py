@@ -3,29 +3,31 @@
 All code works on the copy, a folder like any other. What is made there goes to the store file by file, and an object appears
 there when all of it has arrived, so nothing needs a rename. What the store has is brought when it is asked for, and it is the
 truth: what it has otherwise is brought anew, and what it has no more goes from the copy. What it never had stays, and goes up
-next time, except in a stage that was begun anew elsewhere.
+next time, except in a stage that was begun anew elsewhere. In a copy that another process works in, only what is missing is
+brought: that process knows better than a listing that is a moment old.
 """
 
 import os
 import re
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from dpo_data import copies
+from dpo_data import copies, lock
 from dpo_data.copies import Known
-from dpo_data.errors import DpoDataError, InputError, StoreError
+from dpo_data.errors import InputError, StoreError
 from dpo_data.files import appear, partial_of, room
 from dpo_data.rows import batched
 
 AT_ONCE = 64
 """How many files are on the way at a time."""
 
-PATIENCE = {"retries": {"mode": "standard", "max_attempts": 6}, "connect_timeout": 10, "read_timeout": 60}
-"""For botocore, which asks six times, over about 15 s, where S3 answers 500, 503, 429 or not at all. s3fs does all that up to
-five times where the store asks to slow down, or cannot be reached."""
+PATIENCE = {"retries": {"mode": "standard", "max_attempts": 5}, "connect_timeout": 10, "read_timeout": 20}
+"""For botocore, which asks five times, over 15 s at most, where S3 answers 500, 503 or 429, or does not answer. s3fs does all
+that up to five times where the store asks to slow down, cannot be reached, or is silent: 500 s of silence, and the pauses."""
 
 LIVING = re.compile(r"(.*/)?(calls\.sqlite|logs/.*)")
 """Files that grow while a run goes on, and are put into the store now and then: what this machine has of them is newer."""
@@ -78,8 +80,8 @@ def reached(url: str) -> Iterator[Any]:
 class Store:
     """The objects below a URL; `folder` is their working copy. Names are paths in it, as `1-sample/00000.parquet`.
 
-    Raises InputError for a URL that names no folder in a bucket. All that asks the store raises StoreError. `lost` is what is
-    raised instead of writing more, once somebody else does.
+    Raises InputError for a URL that names no folder in a bucket. All that asks the store raises StoreError. `may_write` is
+    called before each object is put or deleted, and raises where somebody else does so now.
     """
 
     def __init__(self, url: str):
@@ -90,7 +92,7 @@ class Store:
         if not re.fullmatch(r"\w+", scheme) or len(parts := place.split("/")) < 2 or {"", ".", ".."} & set(parts):
             raise InputError(f"{self.url} names no folder in a bucket", "Name one, as s3://bucket/runs/demo.")
         self.folder = copies.folder(scheme, place)
-        self.lost: DpoDataError | None = None
+        self.may_write: Callable[[], None] = lambda: None
         self._objects: dict[str, Object] | None = None
         self._brought: set[str] = set()
 
@@ -107,16 +109,16 @@ class Store:
         self._brought.clear()
 
     def bring(self, pattern: str) -> list[str]:
-        """Have the copy hold what the store has, of the names that match a pattern. Returns what was fetched. Done once."""
+        """Have the copy hold what the store has, of the names that match a pattern; what is missing alone, where another works
+        in it. Returns what was fetched. Done once."""
         if pattern in self._brought:
             return []
-        self._forget_stages()
-        known = copies.known(self.url)
-        gone = [name for name in known if re.fullmatch(pattern, name) and name not in self.objects]
-        for name in gone:
-            (self.folder / name).unlink(missing_ok=True)
-        copies.note(self.url, dict.fromkeys(gone))
-        wanted = [name for name in self.objects if re.fullmatch(pattern, name) and not self._is_here(name, known.get(name))]
+        listed, known = [name for name in self.objects if re.fullmatch(pattern, name)], copies.known(self.url)
+        if self._is_in_use():  # asked last: who put what is known and was not listed is there now
+            wanted = [name for name in listed if not (self.folder / name).exists()]
+        else:
+            known = self._forget(pattern, known)
+            wanted = [name for name in listed if not self._is_here(name, known.get(name))]
         for some in batched(wanted, AT_ONCE):
             self._fetch(some)
         self._brought.add(pattern)
@@ -125,7 +127,7 @@ class Store:
     def put(self, *files: Path) -> None:
         """Have the store hold these files of the copy, in this order. Each appears when all of it has arrived."""
         for file in files:
-            self._may_write()
+            self.may_write()
             url = self._url(name := self._name(file))
             facts = file.stat()
             with reached(url) as fs:
@@ -135,10 +137,10 @@ class Store:
             copies.note(self.url, {name: Known(told.version, facts.st_size, facts.st_mtime_ns)})
 
     def push(self, path: Path) -> None:
-        """Have the store hold a file or folder of the copy as it is: what is new or changed goes up, in the order in which it
-        was written; then what is gone goes; manifest.json comes last."""
-        pattern = re.escape(self._name(path)) + "(/.*)?"
-        self.bring(pattern)
+        """Have the store hold a file or folder of the copy as it is: what is new or changed goes up, recipe.json first and the
+        rest in the order in which it was written, of a checkpoint trainer_state.json, by which it counts, at its end; then what
+        is gone goes; manifest.json comes last."""
+        self.bring(pattern := self.all_of(path))
         files = {name: facts for file, facts in copies.files(path).items() if not STAYS.fullmatch(name := self._name(file))}
         if (recipe := f"{self._name(path)}/recipe.json") in self.objects and recipe not in files:
             raise StoreError(
@@ -147,22 +149,27 @@ class Store:
         known = {name: one for name, one in copies.known(self.url).items() if name in self.objects}
         new = [name for name, facts in files.items() if name not in known or not known[name].is_still(facts)]
         last = [name for name in new if name.endswith("/manifest.json")]
-        for name in sorted(set(new) - set(last), key=lambda name: files[name].st_mtime_ns):
+        for name in sorted(set(new) - set(last), key=lambda name: (*_order(name), files[name].st_mtime_ns)):
             if (self.folder / name).is_file():  # a trainer deletes its old checkpoints meanwhile
                 self.put(self.folder / name)
         self.drop(name for name in list(self.objects) if re.fullmatch(pattern, name) and name not in files)
         self.put(*(self.folder / name for name in last))
 
-    def holds(self, path: Path) -> bool:
-        """Whether the store has a file of the copy."""
-        return self._name(path) in self.objects
+    def all_of(self, path: Path) -> str:
+        """The pattern of a file or folder of the copy. What was brought by it, and deleted here since, `push` deletes."""
+        return re.escape(self._name(path)) + "(/.*)?"
+
+    def size(self, path: Path) -> int | None:
+        """The bytes that the store has of a file of the copy; None where it has none."""
+        found = self.objects.get(self._name(path))
+        return found and found.bytes
 
     def drop(self, names: Iterable[str]) -> None:
-        """Delete objects."""
-        for some in batched(names, 1000):
-            self._may_write()
-            with reached(self.url) as fs:
-                fs.rm([self._url(name) for name in some])
+        """Delete objects: each by a request of its own, for s3fs does not tell which of many a store has refused to delete."""
+        for some in batched(names, AT_ONCE):
+            self.may_write()
+            with reached(self.url) as fs, ThreadPoolExecutor(8) as pool:
+                list(pool.map(fs.rm_file, map(self._url, some)))
             for name in some:
                 self.objects.pop(name, None)
             copies.note(self.url, dict.fromkeys(some))
@@ -187,9 +194,23 @@ class Store:
             raise InputError(f"{url} holds {astray!r}, which would lie elsewhere on this machine", "Delete that object.")
         return objects
 
-    def _forget_stages(self) -> None:
-        """Take those out of the copy that elsewhere were deleted, or begun anew with another recipe: nothing of them holds."""
+    def _is_in_use(self) -> bool:
+        """Whether another process, or another thread of this one, works in the copy."""
+        folder = self.folder.resolve()
+        return folder not in lock.HELD.get() and lock.holder(folder) is not None
+
+    def _forget(self, pattern: str, known: dict[str, Known]) -> dict[str, Known]:
+        """Take out of the copy what is no more in the store. Returns what is known of the rest."""
+        self._forget_stages(known)
         known = copies.known(self.url)
+        gone = [name for name in known if re.fullmatch(pattern, name) and name not in self.objects]
+        for name in gone:
+            (self.folder / name).unlink(missing_ok=True)
+        copies.note(self.url, dict.fromkeys(gone))
+        return known
+
+    def _forget_stages(self, known: dict[str, Known]) -> None:
+        """Take those out of the copy that elsewhere were deleted, or begun anew with another recipe: nothing of them holds."""
         for recipe in [path for path in self.folder.glob("*/recipe.json")]:
             name = self._name(recipe)
             found, before = self.objects.get(name), known.get(name)
@@ -202,7 +223,8 @@ class Store:
         files = [self.folder / name for name in names]
         try:
             with reached(self.url) as fs, room(self.folder):
-                fs.get([self._url(name) for name in names], [str(partial_of(file)) for file in files])
+                one_by_one = {"max_concurrency": 1} if "s3" in fs.protocol else {}  # s3fs tries no part of several again
+                fs.get([self._url(name) for name in names], [str(partial_of(file)) for file in files], **one_by_one)
             for name, file in zip(names, files, strict=True):
                 self._arrive(name, file)
         finally:
@@ -226,10 +248,6 @@ class Store:
             return False
         return known.is_still(file.stat()) or bool(LIVING.fullmatch(name))
 
-    def _may_write(self) -> None:
-        if self.lost:
-            raise self.lost
-
     def _url(self, name: str) -> str:
         return f"{self.url}/{name}"
 
@@ -244,13 +262,19 @@ def object_of(info: dict[str, Any]) -> Object:
     return Object(str(info.get("ETag") or [info["size"], seconds]), info["size"], seconds)
 
 
+def _order(name: str) -> tuple[bool, bool]:
+    """Sorts what makes others count: a recipe comes before its shards, a trainer's state after the weights that it is of."""
+    return not name.endswith("/recipe.json"), name.endswith("/trainer_state.json")
+
+
 def _failures() -> tuple[type[Exception], ...]:
-    """What a file system raises, and S3's library besides."""
+    """What a file system raises, and S3's libraries besides."""
     try:
+        from aiohttp import ClientError as HttpError
         from botocore.exceptions import BotoCoreError, ClientError
     except ImportError:
         return OSError, NotImplementedError
-    return OSError, NotImplementedError, BotoCoreError, ClientError
+    return OSError, NotImplementedError, BotoCoreError, ClientError, HttpError
 
 
 def _remedy(url: str, error: Exception) -> str:

@@ -53,7 +53,7 @@ def mend(folder: Path, manifest: Mapping[str, Any] | None) -> None:
     manifest goes with them."""
     told = {file["name"]: file["sha256"] for file in manifest["files"]} if manifest else read(folder)
     written = {name: sha256 for name, sha256 in told.items() if not manifest or SHARD.fullmatch(name)}
-    whole = {name: sha256 for name, sha256 in written.items() if _holds(folder / name, sha256)}
+    whole = {name: sha256 for name, sha256 in written.items() if holds(folder / name, sha256)}
     for name in written.keys() - whole.keys():
         log.warning("%s is gone or changed since it was written: it alone is made again", folder / name)
         (folder / name).unlink(missing_ok=True)
@@ -68,7 +68,7 @@ def require(folder: Path, manifest: Mapping[str, Any], stage: str) -> None:
         name, path = file["name"], folder / file["name"]
         if not path.resolve().is_relative_to(folder.resolve()):
             raise InputError(f"{folder}/manifest.json names {name!r}, which lies elsewhere", "Delete it: it is not ours.")
-        if not _holds(path, file["sha256"]):
+        if not holds(path, file["sha256"]):
             first = "" if SHARD.fullmatch(name) else "delete it, with manifest.json beside it, and "
             raise InputError(
                 f"{path} is gone or changed since {folder} was complete",
@@ -85,6 +85,6 @@ def facts(path: Path, folder: Path, written: Mapping[str, str]) -> dict[str, Any
     return {"name": name, **rows, "bytes": path.stat().st_size, "sha256": sha256}
 
 
-def _holds(path: Path, sha256: str) -> bool:
+def holds(path: Path, sha256: str) -> bool:
     """Whether a file is there and has this hash. It is read once in a process."""
     return path.is_file() and hash_once(path) == sha256

@@ -5,10 +5,14 @@ the flow run completes with it for its message. When rank is complete, an event 
 `sample-and-train/ranked` on the same run directory.
 """
 
+import os
 import re
 import sys
 from glob import escape
 from typing import Any
+
+if __name__ != "__main__" and os.getcwd() in sys.path:  # Prefect puts it there, before all else, to load this file by its path
+    sys.path.remove(os.getcwd())  # a stranger's folder may hold modules
 
 from dpo_data.share import SHIPPED
 

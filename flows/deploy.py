@@ -4,6 +4,7 @@ import argparse
 import logging
 import os
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -25,11 +26,11 @@ sys.path.insert(0, str(SHIPPED))  # run by its path, this file would not find it
 
 import httpx
 import yaml
-from prefect.settings import PREFECT_API_URL, PREFECT_HOME
+from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL, PREFECT_HOME
 
 from dpo_data.errors import DpoDataError
 from flows import gpu
-from flows.gc import POOL, TIMEOUT, URL, credentials, end_dead_runs
+from flows.gc import POOL, TIMEOUT, URL, credentials, end_dead_runs, signed_in, why
 
 LOOPBACK = ("127.0.0.1", "localhost")
 
@@ -58,7 +59,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--port", type=int, help="the port on 127.0.0.1 (default: PREFECT_API_URL, or else 4200)")
     parser.add_argument("--with-healthcheck", action="store_true", help="have the worker answer at /health, on port 8080")
     given = parser.parse_args(argv)
-    url = f"http://127.0.0.1:{given.port}/api" if given.port else PREFECT_API_URL.value() or URL
+    url = f"http://127.0.0.1:{given.port}/api" if given.port else signed_in(PREFECT_API_URL.value() or URL)
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, _interrupt)
     try:
@@ -66,6 +67,9 @@ def main(argv: list[str] | None = None) -> int:
     except DpoDataError as error:
         print(f"dpo-data deploy: error: {error}", file=sys.stderr)
         return error.exit_code
+    except httpx.HTTPError as error:
+        print(f"dpo-data deploy: error: {why(error, url)}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print("\ndpo-data deploy: stopped. Schedules and finished work are kept; go on with `dpo-data deploy`", file=sys.stderr)
         return 130
@@ -81,17 +85,20 @@ def deployments(folder: Path = SHIPPED) -> dict[str, Any]:
 
 def _serve(url: str, healthcheck: bool) -> int:
     os.environ["PREFECT_API_URL"] = url
+    os.environ.setdefault("PYTHONSAFEPATH", "1")  # Prefect and its flow runs look for no modules in the working folder
     with nullcontext() if _get(url, "/health") else _server(url):
         if not _get(url, f"/work_pools/{POOL}"):
             _prefect("work-pool", "create", POOL, "--type", "process")
         _limit(url)
         _deploy(url)
         end_dead_runs(url)
-        command = [*PREFECT, "worker", "start", "--pool", POOL, "--type", "process", *["--with-healthcheck"] * healthcheck]
+        command = [*PREFECT, "worker", "start", "--pool", POOL, "--type", "process", "--name", socket.gethostname()]
+        command += ["--with-healthcheck"] * healthcheck
         with _process(command, env={**WORKER, **os.environ}) as worker:
             print(f"Prefect: {url.removesuffix('/api')}", "Run now: prefect deployment run sample-and-train/nightly", sep="\n")
             print("  or, to have people rank: prefect deployment run curate/push")
-            print(f"  (in another terminal: export PREFECT_API_URL={url})", "Ctrl-C ends it.", sep="\n", flush=True)
+            password = ", and PREFECT_API_AUTH_STRING as here" if PREFECT_API_AUTH_STRING.value() else ""
+            print(f"  (in another terminal: export PREFECT_API_URL={url}{password})", "Ctrl-C ends it.", sep="\n", flush=True)
             code = worker.wait()
     raise DpoDataError(f"The worker ended with exit code {code}", "Its reason stands above.")
 
@@ -145,7 +152,10 @@ def _server(url: str) -> Iterator[None]:
     log = PREFECT_HOME.value() / "dpo-data-server.log"
     log.parent.mkdir(parents=True, exist_ok=True)
     command = [*PREFECT, "server", "start", "--host", "127.0.0.1", "--port", str(port), "--log-level", "WARNING"]
-    with _process(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env={**SERVER, **os.environ}) as server:
+    # Prefect's default would let any page in a browser of this machine start runs, and read what they are given and say.
+    origins = {"PREFECT_SERVER_CORS_ALLOWED_ORIGINS": ",".join(f"http://{name}:{port}" for name in LOOPBACK)}
+    env = {**SERVER, **origins, **os.environ}
+    with _process(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=env) as server:
         logger = threading.Thread(target=_log, args=(server, log), daemon=True)
         logger.start()
         while not _get(url, "/health"):

@@ -3,9 +3,11 @@
 import os
 import socket
 import sys
+import time
 from base64 import b64encode
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote, urlsplit, urlunsplit
 from uuid import UUID
 
 os.environ.setdefault("DO_NOT_TRACK", "1")
@@ -14,6 +16,7 @@ os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
 import httpx
 from prefect import runtime
 from prefect.client.orchestration import get_client
+from prefect.context import refresh_global_settings_context
 from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_KEY, PREFECT_API_URL
 
 POOL = "dpo-data"
@@ -33,13 +36,11 @@ CRASHED = {"type": "CRASHED", "message": "Its process is gone. A new run on the 
 def main(argv: list[str] | None = None) -> int:
     """Say which flow runs of this machine are dead, and with `--yes` tell the server. Returns 0."""
     yes = "--yes" in (sys.argv[1:] if argv is None else argv)
-    url = PREFECT_API_URL.value() or URL
+    url = signed_in(PREFECT_API_URL.value() or URL)
     try:
         dead = end_dead_runs(url, act=yes)
     except httpx.HTTPError as error:
-        refused = isinstance(error, httpx.HTTPStatusError)
-        why = f"the server at {url} refuses: set PREFECT_API_AUTH_STRING" if refused else f"no Prefect server answers at {url}"
-        print(f"flow runs: not looked at, for {why}")
+        print(f"flow runs: not looked at, for {why(error, url)}")
         return 0
     for run in dead:
         print(f"  {'crashed' if yes else 'dead':<7} {run['name']}, {run['state_name']} since {run['start_time']}")
@@ -56,18 +57,32 @@ def claim() -> None:
 
 def end_dead_runs(url: str, act: bool = True, unclaimed: bool = False) -> list[dict[str, Any]]:
     """The flow runs of this machine whose process is gone: killed with the worker, or by a power cut. Where it is to `act`, the
-    server is told that they crashed. `unclaimed`: also those that had not begun, which takes for granted that no worker is
-    about to begin them.
+    server is told that they crashed. `unclaimed`: also those that had not begun, unless another machine's worker may be about
+    to begin them; that this one's is not is taken for granted.
 
     To Prefect they would run for good, and hold the deployment's only place.
     """
     asked = {"flow_runs": {"state": {"type": {"any_": UNFINISHED}}}, "work_pools": {"name": {"any_": [POOL]}}}
     with httpx.Client(base_url=url, timeout=TIMEOUT, headers=credentials()) as client:
-        found = client.post("/flow_runs/filter", json=asked).raise_for_status().json()
+        unclaimed = unclaimed and not _others(client)
+        found = _post(client, "/flow_runs/filter", asked).raise_for_status().json()
         dead = [run for run in found if _is_ours(run, unclaimed) and not _is_alive(run)]
         for run in dead if act else []:
-            client.post(f"/flow_runs/{run['id']}/set_state", json={"state": CRASHED, "force": True}).raise_for_status()
+            _post(client, f"/flow_runs/{run['id']}/set_state", {"state": CRASHED, "force": True}).raise_for_status()
     return dead
+
+
+def signed_in(url: str) -> str:
+    """An address without the user and password in it, which Prefect is given by the setting for that instead: it, and we, show
+    addresses."""
+    place = urlsplit(url)
+    who, at, host = place.netloc.rpartition("@")
+    if not at:
+        return url
+    os.environ.setdefault("PREFECT_API_AUTH_STRING", unquote(who))
+    os.environ["PREFECT_API_URL"] = plain = urlunsplit(place._replace(netloc=host))
+    refresh_global_settings_context()
+    return plain
 
 
 def credentials() -> dict[str, str]:
@@ -76,6 +91,31 @@ def credentials() -> dict[str, str]:
     if password:
         return {"Authorization": f"Basic {b64encode(password.encode()).decode()}"}
     return {"Authorization": f"Bearer {key}"} if key else {}
+
+
+def _others(client: httpx.Client) -> list[str]:
+    """The workers of other machines that take work of the pool, by their names, which are their machines'."""
+    online = {"workers": {"status": {"any_": ["ONLINE"]}}}
+    answer = _post(client, f"/work_pools/{POOL}/workers/filter", online)
+    found = [] if answer.status_code == 404 else answer.raise_for_status().json()  # a new server has no pool yet
+    return [one["name"] for one in found if one["name"] != socket.gethostname()]
+
+
+def _post(client: httpx.Client, path: str, body: Any) -> httpx.Response:
+    """What the server answers. One that is busy is asked again, as Prefect's own client does."""
+    until = time.monotonic() + TIMEOUT
+    while (answer := client.post(path, json=body)).status_code == 503 and time.monotonic() < until:
+        time.sleep(0.2)
+    return answer
+
+
+def why(error: httpx.HTTPError, url: str) -> str:
+    """Why a server did not do as it was asked. An error's own words may quote more of an address than is shown."""
+    if not isinstance(error, httpx.HTTPStatusError):
+        return f"no Prefect server answers at {url}"
+    if error.response.status_code in (401, 403):
+        return f"the server at {url} refuses: set PREFECT_API_AUTH_STRING"
+    return f"the server at {url} answers {error.response.status_code}: run this again"
 
 
 def _is_ours(run: dict[str, Any], unclaimed: bool) -> bool:

@@ -21,6 +21,7 @@ from prefect.concurrency.sync import concurrency
 
 from dpo_data.config import Recipe
 from dpo_data.errors import DpoDataError
+from dpo_data.evaluation import sides
 from dpo_data.judges.members import leaves
 from dpo_data.nvidia import smi
 
@@ -56,12 +57,15 @@ def slots() -> int:
 
 def wanted(stage: str, recipe: Recipe) -> int:
     """How many GPUs of this machine a stage holds: 0 where all of its models are elsewhere, or it has none."""
-    judges = max(_held(judge) for _, judge in leaves(recipe.rank.judge, "rank.judge"))
-    sampler = _held(recipe.sample.engine)
+    engine = recipe.sample.engine
+    asked = [getattr(judge, "engine", judge) or engine for _, judge in leaves(recipe.rank.judge, "rank.judge")]
+    sampler, judges = _held(engine), max(map(_held, asked))
     of = {"sample": sampler, "rank": judges, "evaluate": max(sampler, judges), "train": 0}
     if recipe.train:
         of["train"] = recipe.train.processes
-        of["evaluate"] = max(of["evaluate"], int(recipe.evaluate.perplexity is not None))
+    if recipe.train and stage == "evaluate":  # by a vLLM of this machine, whoever sampled
+        answering = _held(sides.engine(recipe, recipe.policy()))
+        of["evaluate"] = max(answering, judges, int(recipe.evaluate.perplexity is not None))
     return of.get(stage, 0)
 
 

@@ -18,6 +18,11 @@ from prefect.events.actions import CallWebhook
 from prefect.settings import PREFECT_API_URL
 
 from dpo_data.errors import DpoDataError
+from dpo_data.share import SHIPPED
+
+sys.path.insert(0, str(SHIPPED))  # run by its path, this file would not find its neighbour
+
+from flows.gc import signed_in
 
 VARIABLE = "DPO_DATA_NOTIFY_URL"
 NAME = "dpo-data-notify"
@@ -33,6 +38,7 @@ def main() -> int:
         url, server = os.environ.get(VARIABLE), PREFECT_API_URL.value()
         if not url or not server:
             raise DpoDataError(f"{VARIABLE if server else 'PREFECT_API_URL'} is not set", "Set it, and run this again.")
+        server = signed_in(server)
         notify(url)
     except DpoDataError as error:
         print(f"notify: error: {error}", file=sys.stderr)

@@ -19,6 +19,9 @@ from typing import Any
 os.environ.setdefault("DO_NOT_TRACK", "1")
 os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
 
+if __name__ != "__main__" and os.getcwd() in sys.path:  # Prefect puts it there, before all else, to load this file by its path
+    sys.path.remove(os.getcwd())  # a stranger's folder may hold modules
+
 from dpo_data.share import SHIPPED
 
 sys.path.insert(0, str(SHIPPED))  # run by its path, this file would not find its neighbours
@@ -171,7 +174,9 @@ def main(argv: list[str] | None = None) -> int:
         os.environ[ALLOW] = "1"
     try:
         recipe = load(given.recipe, given.set)
-        if not PREFECT_API_URL.value():
+        if server := PREFECT_API_URL.value():
+            gc.signed_in(server)
+        else:
             start_server()
         with bars() as progress:
             TERMINAL.set(progress)
@@ -195,6 +200,7 @@ def start_server() -> str:
     """
     paths = [str(Path(__file__).parent), *filter(None, [os.environ.get("PYTHONPATH")])]
     env = {"PYTHONPATH": os.pathsep.join(paths), "PREFECT_UI_ENABLED": "0", "PREFECT__SERVER_EPHEMERAL": "1"}
+    env["PREFECT_SERVER_CORS_ALLOWED_ORIGINS"] = "none"  # it has no pages, and is nothing to anybody's
     child = Child("sample_and_train:serve", "prefect.temporary_server", env)
     atexit.register(child.close)
     url = os.environ["PREFECT_API_URL"] = f"http://127.0.0.1:{child.receive()}/api"

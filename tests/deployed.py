@@ -2,7 +2,6 @@
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+from ports import free_port
 
 from flows import deploy
 
@@ -27,28 +27,27 @@ class Deployed:
 
     def ask(self, path: str, **body: Any) -> Any:
         """What the server answers: to a POST where there is a body."""
-        return self.post(path, body).raise_for_status().json() if body else self._request("GET", path).json()
+        return self.post(path, body).raise_for_status().json() if body else request("GET", self.url + path).json()
 
     def post(self, path: str, body: Any) -> httpx.Response:
-        return self._request("POST", path, json=body)
-
-    def _request(self, method: str, path: str, **more: Any) -> httpx.Response:
-        """A server that is busy is asked again, as Prefect's own client does."""
-        patience = 180 if method == "GET" else 60
-        answered = (httpx.request(method, self.url + path, timeout=patience, **more) for _ in range(100))
-        return next(answer for answer in answered if answer.status_code != 503 or time.sleep(0.2))
+        return request("POST", self.url + path, json=body)
 
     def prefect(self, *arguments: str) -> "subprocess.CompletedProcess[str]":
         env = environment(self.folder) | {"PREFECT_API_URL": self.url}
         return subprocess.run([sys.executable, "-m", "prefect", *arguments], env=env, capture_output=True, text=True)
 
 
+def request(method: str, url: str, **more: Any) -> httpx.Response:
+    """What a server answers. One that is busy is asked again, as Prefect's own client does."""
+    patience = 180 if method == "GET" else 60
+    answered = (httpx.request(method, url, timeout=patience, **more) for _ in range(300))
+    return next(answer for answer in answered if answer.status_code != 503 or time.sleep(0.2))
+
+
 @contextmanager
 def deploying(folder: Path, **env: str) -> Iterator[Deployed]:
     """From when the worker has started until the block ends, with `folder` as the user's, and `env` of its own."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     command = [sys.executable, deploy.__file__, "--port", str(port)]
     with (folder / "said.txt").open("w") as said:
         process = subprocess.Popen(command, cwd=folder, env=environment(folder) | env, stdout=said, stderr=said, text=True)
@@ -60,7 +59,7 @@ def deploying(folder: Path, **env: str) -> Iterator[Deployed]:
     finally:
         if process.poll() is None:
             process.send_signal(signal.SIGINT)
-            process.wait(timeout=30)
+            process.wait(timeout=180)
 
 
 def environment(folder: Path) -> dict[str, str]:

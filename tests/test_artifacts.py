@@ -9,7 +9,7 @@ from typing import Any
 
 import httpx
 import pytest
-from deployed import wait
+from deployed import request, wait
 from prefect.settings import PREFECT_API_URL
 
 from dpo_data.config import Recipe
@@ -32,7 +32,7 @@ def of_last_run() -> dict[str, Any]:
 
 
 def _ask(path: str, **body: Any) -> Any:
-    return httpx.post(PREFECT_API_URL.value() + path, json=body, timeout=60).raise_for_status().json()
+    return request("POST", PREFECT_API_URL.value() + path, json=body).raise_for_status().json()
 
 
 def sampled() -> dict[str, str]:

@@ -25,9 +25,13 @@ from argilla_server import LocalArgilla
 from hub import TOKEN, HubServer
 
 from dpo_data import cli
+from dpo_data.argilla.access import Access
+from dpo_data.argilla.client import Client
 from dpo_data.argilla.lock import who
 from dpo_data.config import Recipe, dump
+from dpo_data.doctor.servers import shown
 from dpo_data.errors import EngineError
+from dpo_data.hub import page
 from dpo_data.rundir import RunDir
 
 ROOT = Path(__file__).parents[1]
@@ -114,6 +118,15 @@ def test_what_is_really_there_is_found(tmp_path: Path) -> None:
         for file in ("p.parquet, its rows", "p.sqlite, its rows", "p.log", "p.json", "basic.txt"):
             assert f"{name} in {folder / file}" in told
         assert {one.partition(" ")[0] for one in told} == {name}
+
+
+@pytest.mark.parametrize("who", ["somebody:canary", "somebody:can@ary", "canary"])
+def test_an_address_is_shown_without_whoever_signs_in_there(who: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", f"http://{who}@host")
+    client = Client(Access(f"http://{who}@host", "key"))
+    client.close()
+    assert client.url == shown(f"http://{who}@host") == "http://host"
+    assert page("model", "a/b") == "http://host/a/b"
 
 
 # Runs

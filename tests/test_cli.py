@@ -3,13 +3,13 @@
 import json
 import pickle
 import re
-import socket
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from ports import free_port
 
 from dpo_data import cli, errors
 from dpo_data.errors import DpoDataError
@@ -106,13 +106,6 @@ def test_fork_goes_on_with_what_holds(say: Say) -> None:
     assert RunDir("other").stage("pair").manifest
 
 
-def closed_port() -> int:
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        port: int = one.getsockname()[1]
-        return port
-
-
 ERRORS: dict[str, tuple[list[str], int, str]] = {
     "no recipe": (["run", "none.toml"], 2, "No recipe at none.toml. Name a .toml file"),
     "unknown key": (
@@ -168,7 +161,7 @@ ERRORS: dict[str, tuple[list[str], int, str]] = {
 @pytest.mark.parametrize("why", ERRORS)
 def test_an_error_is_one_line_with_its_remedy(folder: Path, why: str, capfd: pytest.CaptureFixture[str]) -> None:
     argv, code, told = ERRORS[why]
-    port = str(closed_port())
+    port = str(free_port())
     argv, told = [part.replace("PORT", port) for part in argv], told.replace("PORT", port)
     assert cli.main(argv) == code
     err = capfd.readouterr().err

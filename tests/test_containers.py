@@ -95,9 +95,33 @@ def test_compose_publishes_on_this_machine_alone_and_names_no_secret() -> None:
         assert all(port.startswith("127.0.0.1:") for port in one.get("ports", []))
         assert one.get("network_mode") != "host" and not one.get("privileged")
         for key, value in one.get("environment", {}).items():
-            assert not SECRET.search(key) or "${" in str(value), key
+            assert not SECRET.search(key) or value is None or "${" in str(value), key
         image = one.get("image", "built:here")
         assert ":" in image and not image.endswith(":latest")
+
+
+def test_compose_passes_the_passwords_on_and_none_that_is_empty() -> None:
+    """A key without a value is passed on where it is set; `${NAME:-}` would be an empty password, or sign with an empty key."""
+    services = yaml.safe_load((DEPLOY / "compose.yaml").read_text())["services"]
+    for service, name in (
+        ("server", "PREFECT_SERVER_API_AUTH_STRING"),
+        ("worker", "PREFECT_API_AUTH_STRING"),
+        ("argilla", "ARGILLA_AUTH_SECRET_KEY"),
+    ):
+        assert services[service]["environment"][name] is None
+    worker = services["worker"]
+    assert (worker["hostname"], worker["environment"]["DPO_DATA_GPU_LIMIT"]) == (
+        "${WORKER_NAME:-worker}",
+        "gpu-${WORKER_NAME:-worker}",
+    )
+
+
+def test_only_the_server_s_own_pages_are_given_its_answers() -> None:
+    compose = yaml.safe_load((DEPLOY / "compose.yaml").read_text())["services"]["server"]["environment"]
+    [server] = [one for one in documents(DEPLOY / "kubernetes" / "server.yaml") if one["kind"] == "Deployment"]
+    kubernetes = {one["name"]: one.get("value") for one in pod(server)["containers"][0]["env"]}
+    for env in (compose, kubernetes):
+        assert env["PREFECT_SERVER_CORS_ALLOWED_ORIGINS"] == "http://127.0.0.1:4200,http://localhost:4200"
 
 
 def pod(resource: dict[str, Any]) -> dict[str, Any]:

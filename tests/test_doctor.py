@@ -3,7 +3,6 @@
 import json
 import resource
 import shutil
-import socket
 import stat
 import threading
 from collections.abc import Callable, Iterator
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from ports import free_port
 
 from dpo_data import cli
 from dpo_data.doctor import machine, packages, servers
@@ -28,20 +28,14 @@ NO_IMPORTS = "print('{}')"
 def quick(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Nothing heavy is imported, nobody is logged in, and no server of this machine is asked."""
     monkeypatch.setattr(packages, "PROGRAM", NO_IMPORTS)
-    monkeypatch.setattr(servers, "PREFECT", f"http://127.0.0.1:{closed_port()}/api")
-    monkeypatch.setattr(servers, "ARGILLA", f"http://127.0.0.1:{closed_port()}")
-    for name in ("PREFECT_API_URL", "RAY_ADDRESS", "HF_TOKEN", "OPENAI_API_KEY", "WANDB_API_KEY"):
+    monkeypatch.setattr(servers, "PREFECT", f"http://127.0.0.1:{free_port()}/api")
+    monkeypatch.setattr(servers, "ARGILLA", f"http://127.0.0.1:{free_port()}")
+    for name in ("PREFECT_API_URL", "RAY_ADDRESS", "HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "OPENAI_API_KEY", "WANDB_API_KEY"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
     monkeypatch.setenv("HF_TOKEN_PATH", str(tmp_path / "hf" / "token"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_TOKEN_PATH", str(tmp_path / "hf" / "token"))  # read when it is imported
     monkeypatch.chdir(tmp_path)
-
-
-def closed_port() -> int:
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        port: int = one.getsockname()[1]
-        return port
 
 
 @pytest.fixture
@@ -112,12 +106,21 @@ def test_each_line_is_a_check_of_this_machine(look: Callable[..., tuple[int, dic
     assert code == int(any(line.startswith("bad") for line in lines.values()))
 
 
+def test_what_is_imported_lies_not_in_the_working_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "planted.py").touch()
+    code = "import importlib.util, json; print(json.dumps({'found': bool(importlib.util.find_spec('planted'))}))"
+    monkeypatch.setattr(packages, "PROGRAM", code)
+    monkeypatch.setattr(packages, "LIMIT", 200)
+    assert packages.Imports().told() == {"found": False}
+
+
 @pytest.mark.slow
 def test_vllm_is_imported_in_a_process_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("vllm")
     monkeypatch.undo()
     monkeypatch.setattr(packages, "LIMIT", 200)
     told = packages.Imports().told()
-    assert told == {"gpu": None, "platform": "cpu"}
+    assert told["platform"] == ("cuda" if told["gpu"] else "cpu")
     assert packages.vllm(told, needed=True).mark == "ok"
 
 
@@ -200,7 +203,7 @@ def test_the_servers_of_a_recipe(
 def test_a_server_that_is_not_there_or_wants_a_key(
     look: Callable[..., tuple[int, dict[str, str]]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    url = f"http://127.0.0.1:{closed_port()}"
+    url = f"http://127.0.0.1:{free_port()}"
     code, lines = look('rank.judge={type="pairwise"}', f"rank.judge.engine={SERVER.replace('URL', url)}")
     assert code == 1 and lines["server"].startswith(f"bad no answer from {url}/v1 (") and "mend base_url" in lines["server"]
     with answering({"/v1/models": (401, {})}) as url:
@@ -219,7 +222,7 @@ def test_prefect(look: Callable[..., tuple[int, dict[str, str]]], monkeypatch: p
     with answering({}) as url:
         monkeypatch.setattr(servers, "PREFECT", f"{url}/api")
         assert look()[1]["prefect"].startswith("warn port 4200 is taken, and not by Prefect")
-    for address in (f"http://me:{CANARY}@127.0.0.1:{closed_port()}/api", "nonsense"):
+    for address in (f"http://me:{CANARY}@127.0.0.1:{free_port()}/api", "nonsense"):
         monkeypatch.setenv("PREFECT_API_URL", address)
         assert look()[1]["prefect"].startswith(f"warn no server at {servers.shown(address)} (")
 
@@ -274,7 +277,7 @@ def test_the_extras_of_a_recipe(look: Callable[..., tuple[int, dict[str, str]]],
 
 def test_ray(look: Callable[..., tuple[int, dict[str, str]]], monkeypatch: pytest.MonkeyPatch) -> None:
     assert "ray" not in look()[1]
-    place = f"127.0.0.1:{closed_port()}"
+    place = f"127.0.0.1:{free_port()}"
     monkeypatch.setenv("RAY_ADDRESS", f"ray://{place}")
     code, lines = look()
     assert code == 1 and lines["ray"].startswith(f"bad nothing listens at RAY_ADDRESS, {place}")

@@ -127,6 +127,19 @@ def test_what_a_staying_run_stands_on_stays_wherever_its_paths_begin(runs: Calla
     assert set(stays(tmp_path / "runs", ALL).values()) == {None}, "where none of them stays, none is held"
 
 
+def test_a_path_may_begin_at_home_and_what_is_no_path_holds_nothing(
+    runs: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    runs("base", 90 * DAY)
+    runs("newer", 0, name="b", audit={"labels": "~/runs/base/labels.parquet"})
+    odd = ["runs/free\0/x", "~nobody-of-this-name/x", f"runs/{'x' * 5_000}/x"]
+    runs("odd", 0, name="c", sample={"n": 4, "engine": {"type": "echo"}, "params": {"stop": odd}})
+    runs("free", 60 * DAY)
+    found = stays(tmp_path / "runs", Rule(keep=0, older_than=DAY, unpublished=True))
+    assert (found["base"], found["free"]) == (f"{tmp_path / 'runs' / 'newer'} stands on it", None)
+
+
 def test_the_run_from_which_the_newest_went_on_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     for name in ("free", "first", "second"):

@@ -42,7 +42,7 @@ def test_the_second_is_refused_at_once_and_told_who_is_first(
     for start in (lambda: pipeline.run(made, run), lambda: pipeline.run_stage("sample", made, run, lambda *_: None)):
         with pytest.raises(InUse) as error:
             start()
-        who = rf"process {other.pid} of \w+ on \S+, since 2\d\d\d-\d\d-\d\d \d\d:\d\d:\d\d UTC: `-c .*run --name 'two words'`"
+        who = rf"process {other.pid} of \S+ on \S+, since 2\d\d\d-\d\d-\d\d \d\d:\d\d:\d\d UTC: `-c .*run --name 'two words'`"
         assert error.match(
             rf"run is in use by {who}\. Wait until it ends, or end it and run again: .* another run directory\.$"
         )

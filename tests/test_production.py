@@ -1,6 +1,7 @@
 """What keeps a deployment going: one flow run at a time has the GPU, dead ones are told, failures call a webhook; on PostgreSQL
 as on SQLite."""
 
+import io
 import json
 import os
 import shutil
@@ -10,24 +11,27 @@ import subprocess
 import sys
 import tempfile
 import threading
+from base64 import b64encode
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, redirect_stdout
+from glob import glob
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 
 import gpu_flow
-import httpx
 import psutil
 import pytest
-from deployed import Deployed, deploying, environment, wait
+from deployed import Deployed, deploying, environment, request, wait
+from ports import free_port
+from prefect.settings import PREFECT_API_URL, temporary_settings
 
-from dpo_data.config import Recipe, parse
+from dpo_data.config import Recipe, dump, parse
 from dpo_data.rundir import RunDir
 from flows import deploy, gc, gpu, notify
 from flows import sample_and_train as flow_module
 
-INITDB = shutil.which("initdb")
+INITDB = shutil.which("initdb", path=":".join([os.environ["PATH"], *glob("/usr/lib/postgresql/*/bin")]))
 
 
 @pytest.fixture(scope="module")
@@ -114,8 +118,8 @@ def test_a_run_that_fails_says_why_and_a_webhook_is_told(deployed: Deployed) -> 
             parameters={"file": str(none), "seconds": 0},
             job_variables={"env": {gpu.VARIABLE: "gpu-elsewhere"}},
         )["id"]
-        wait(lambda: ended(deployed, id), 60)
-        wait(lambda: sent, 60)
+        wait(lambda: ended(deployed, id), 180)
+        wait(lambda: sent, 180)
     told = deployed.ask(f"/flow_runs/{id}")
     assert told["state_type"] == "FAILED" and "prefect gcl create gpu-elsewhere --limit N" in told["state"]["message"]
     assert not none.exists()
@@ -147,9 +151,9 @@ def test_a_flow_run_whose_process_is_gone_is_crashed_and_a_living_or_a_distant_o
     """The worker is stopped meanwhile: one that lives tells the server itself."""
     deployment, files = deploy_hold(deployed, "killed"), deployed.folder
     living = run(deployed, deployment, file=str(files / "living.txt"), seconds=300)
-    wait((files / "living.txt").exists, 60)
+    wait((files / "living.txt").exists, 180)
     dead = run(deployed, deployment, file=str(files / "dead.txt"), seconds=0)
-    wait(lambda: gc.HOST in deployed.ask(f"/flow_runs/{dead}")["labels"], 60)
+    wait(lambda: gc.HOST in deployed.ask(f"/flow_runs/{dead}")["labels"], 180)
     pid = int(deployed.ask(f"/flow_runs/{dead}")["infrastructure_pid"])
     worker = psutil.Process(pid).parent()
     assert worker
@@ -158,12 +162,12 @@ def test_a_flow_run_whose_process_is_gone_is_crashed_and_a_living_or_a_distant_o
     worker.suspend()
     try:
         os.kill(pid, signal.SIGKILL)
-        wait(lambda: [one["id"] for one in gc.end_dead_runs(deployed.url, act=False)] == [dead], 10)
+        wait(lambda: [one["id"] for one in gc.end_dead_runs(deployed.url, act=False)] == [dead], 120)
         here = {gc.HOST: socket.gethostname()}
         labels = f"{deployed.url}/flow_runs/{dead}/labels"
-        assert httpx.patch(labels, json={gc.HOST: "another"}).is_success
+        assert request("PATCH", labels, json={gc.HOST: "another"}).is_success
         assert gc.end_dead_runs(deployed.url) == []
-        assert httpx.patch(labels, json=here).is_success
+        assert request("PATCH", labels, json=here).is_success
 
         env = environment(deployed.folder) | {"PREFECT_API_URL": deployed.url}
         said = [
@@ -176,17 +180,124 @@ def test_a_flow_run_whose_process_is_gone_is_crashed_and_a_living_or_a_distant_o
     finally:
         worker.resume()
         (files / "living.txt.stop").touch()
-    wait(lambda: ended(deployed, living), 60)
+    wait(lambda: ended(deployed, living), 180)
     assert (state(deployed, dead), state(deployed, living)) == ("CRASHED", "COMPLETED")
 
 
-def test_gc_without_a_server_says_so(tmp_path: Path) -> None:
-    env = environment(tmp_path) | {"PREFECT_API_URL": "http://127.0.0.1:1/api"}
+@pytest.mark.parametrize("password", ["", "me:p@ss@"])
+def test_gc_without_a_server_says_so(tmp_path: Path, password: str) -> None:
+    env = environment(tmp_path) | {"PREFECT_API_URL": f"http://{password}127.0.0.1:1/api"}
     done = subprocess.run([sys.executable, gc.__file__], env=env, capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (
         0,
         "flow runs: not looked at, for no Prefect server answers at http://127.0.0.1:1/api\n",
     )
+
+
+@pytest.mark.parametrize(
+    ("statuses", "says"),
+    [
+        ([503, 503, 503, 200], "0 whose process on this machine is gone"),
+        ([401], "not looked at, for the server at {url} refuses: set PREFECT_API_AUTH_STRING"),
+        ([500], "not looked at, for the server at {url} answers 500: run this again"),
+    ],
+)
+def test_gc_asks_a_busy_server_again(statuses: list[int], says: str, capsys: pytest.CaptureFixture[str]) -> None:
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            self.send_response(statuses.pop(0))
+            self.end_headers()
+            self.wfile.write(b"[]")
+
+        def log_message(self, *about: Any) -> None: ...
+
+    with HTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_port}/api"
+        with temporary_settings({PREFECT_API_URL: url}):
+            assert gc.main([]) == 0
+        server.shutdown()
+    assert capsys.readouterr().out == f"flow runs: {says.format(url=url)}\n" and not statuses
+
+
+@contextmanager
+def prefect(answers: dict[str, Any]) -> Iterator[tuple[str, list[str | None]]]:
+    """The address of a server that answers POSTs by their path's end, and how who asked signed in."""
+    signed: list[str | None] = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            self.rfile.read(int(self.headers["Content-Length"]))
+            signed.append(self.headers["Authorization"])
+            answer = next((told for end, told in answers.items() if self.path.endswith(end)), None)
+            self.send_response(404 if answer is None else 200)
+            self.end_headers()
+            self.wfile.write(json.dumps(answer).encode())
+
+        def log_message(self, *about: Any) -> None: ...
+
+    with HTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}/api", signed
+        server.shutdown()
+
+
+@pytest.mark.parametrize(
+    ("workers", "ends"), [(None, True), ([], True), ([socket.gethostname()], True), ([socket.gethostname(), "another"], False)]
+)
+def test_what_had_not_begun_is_dead_only_where_no_other_machine_may_begin_it(workers: list[str] | None, ends: bool) -> None:
+    waiting = {"id": "w", "name": "waiting", "labels": {}, "infrastructure_pid": None}
+    elsewhere = {**waiting, "id": "e", "labels": {gc.HOST: "another"}}
+    names = None if workers is None else [{"name": name} for name in workers]
+    with prefect({"/flow_runs/filter": [waiting, elsewhere], "/workers/filter": names, "/set_state": {}}) as (url, _):
+        assert gc.end_dead_runs(url, unclaimed=True) == ([waiting] if ends else [])
+        assert gc.end_dead_runs(url) == []
+
+
+def test_a_password_in_the_servers_address_signs_in_and_is_not_shown(tmp_path: Path) -> None:
+    with prefect({"/flow_runs/filter": None}) as (url, signed):
+        env = environment(tmp_path) | {"PREFECT_API_URL": url.replace("//", "//me:p%40ss@")}
+        done = subprocess.run([sys.executable, gc.__file__], env=env, capture_output=True, text=True)
+    assert done.stdout == f"flow runs: not looked at, for the server at {url} answers 404: run this again\n", done.stderr
+    assert signed == [f"Basic {b64encode(b'me:p@ss').decode()}"] and not done.stderr
+
+
+def test_every_script_signs_in_before_it_says_an_address(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """And notify prints it."""
+    asked: list[str] = []
+
+    def signed_in(url: str) -> str:
+        asked.append(url)
+        return "http://plain/api"
+
+    monkeypatch.setenv(notify.VARIABLE, "http://hook")
+    monkeypatch.setattr(notify, "signed_in", signed_in)
+    monkeypatch.setattr(gc, "signed_in", signed_in)
+    monkeypatch.setattr(notify, "notify", lambda url: None)
+    monkeypatch.setattr(flow_module, "sample_and_train", lambda *given: "done")
+    (tmp_path / "r.toml").write_text(dump(parse(gpu_flow.RECIPE)))
+    with temporary_settings({PREFECT_API_URL: "http://me:pass@host/api"}), redirect_stdout(io.StringIO()) as said:
+        assert notify.main() == flow_module.main([str(tmp_path / "r.toml")]) == 0
+    assert asked == ["http://me:pass@host/api"] * 2 and "webhook: http://plain/automations" in said.getvalue()
+
+
+def test_a_temporary_server_gives_its_answers_to_no_page(monkeypatch: pytest.MonkeyPatch) -> None:
+    """To begin a real one costs many seconds; that the setting is obeyed is looked at where one is deployed."""
+    given: list[dict[str, str]] = []
+
+    class Child:
+        def __init__(self, target: str, logger: str, env: dict[str, str]):
+            given.append(env)
+
+        def receive(self) -> Any:
+            raise InterruptedError
+
+        def close(self) -> None: ...
+
+    monkeypatch.setattr(flow_module, "Child", Child)
+    with pytest.raises(InterruptedError):
+        flow_module.start_server()
+    assert given[0]["PREFECT_SERVER_CORS_ALLOWED_ORIGINS"] == "none"
 
 
 VLLM, ECHO = {"type": "vllm", "model": "m"}, {"type": "echo"}
@@ -208,7 +319,10 @@ REWARD = {"type": "reward_model", "model": "r"}
         (ECHO, {"type": "pairwise", "engine": VLLM}, {}, {"rank": 1, "evaluate": 1}),
         (ECHO, {"type": "pairwise", "engine": {"type": "server", "base_url": "http://h/v1", "model": "m"}}, {}, {}),
         (ECHO, {"type": "panel", "judges": [RULE, REWARD]}, {}, {"rank": 1, "evaluate": 1}),
-        (ECHO, RULE, {"train": {"model": "m", "processes": 2}}, {"train": 2}),
+        (ECHO, RULE, {"train": {"model": "m", "processes": 2}}, {"train": 2, "evaluate": 1}),
+        (TWO, RULE, {"train": {}}, {"sample": 2, "train": 1, "evaluate": 2}),
+        (VLLM, {"type": "pairwise"}, {}, {"sample": 1, "rank": 1, "evaluate": 1}),
+        (ECHO, {"type": "panel", "judges": [RULE, {"type": "rubric"}]}, {}, {}),
     ],
 )
 def test_a_stage_holds_the_gpus_of_its_own_models(engine: Any, judge: Any, more: Any, held: dict[str, int]) -> None:
@@ -255,12 +369,10 @@ def postgres() -> Iterator[str]:
     assert INITDB
     root = os.geteuid() == 0
     who: dict[str, Any] = {"user": "postgres", "group": "postgres", "extra_groups": []} if root else {}
-    with tempfile.TemporaryDirectory(dir="/tmp") as folder, socket.socket() as free:
+    with tempfile.TemporaryDirectory(dir="/tmp") as folder:
         if root:
             shutil.chown(folder, "postgres", "postgres")
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-        free.close()
+        port = free_port()
         subprocess.run(
             [INITDB, "-D", f"{folder}/data", "-U", "prefect", "--auth=trust"], check=True, capture_output=True, **who
         )
@@ -269,7 +381,7 @@ def postgres() -> Iterator[str]:
             [*command, "-h", "127.0.0.1", "-p", str(port)], stderr=subprocess.DEVNULL, cwd=folder, **who
         ) as process:
             try:
-                wait(lambda: _listens(port), 30)
+                wait(lambda: _listens(port), 180)
                 yield f"postgresql+asyncpg://prefect@127.0.0.1:{port}/postgres"
             finally:
                 process.send_signal(signal.SIGINT)
@@ -285,13 +397,13 @@ def _listens(port: int) -> bool:
 def test_on_postgresql_two_workers_take_turns_at_one_gpu(tmp_path: Path) -> None:
     password = {"PREFECT_SERVER_API_AUTH_STRING": "admin:secret", "PREFECT_API_AUTH_STRING": "admin:secret"}
     with postgres() as url, deploying(tmp_path, PREFECT_SERVER_DATABASE_CONNECTION_URL=url, **password) as here:
-        assert httpx.get(f"{here.url}/work_pools/dpo-data").status_code == 401, "nobody is let in without the password"
+        assert request("GET", f"{here.url}/work_pools/dpo-data").status_code == 401, "nobody is let in without the password"
         env = environment(tmp_path) | password | {"PREFECT_API_URL": here.url}
         here.url = here.url.replace("//", "//admin:secret@")
         command = [sys.executable, "-m", "prefect", "worker", "start", "--pool", gc.POOL, "--name", "second"]
         with subprocess.Popen(command, env=env, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as second:
             try:
-                wait(lambda: len(here.ask("/work_pools/dpo-data/workers/filter", limit=9)) == 2, 60)
+                wait(lambda: len(here.ask("/work_pools/dpo-data/workers/filter", limit=9)) == 2, 180)
                 deployment, held = deploy_hold(here, "one"), tmp_path / "held.txt"
                 ids = [run(here, deployment, file=str(held), seconds=1) for _ in range(3)]
                 wait(lambda: ended(here, *ids), 180)

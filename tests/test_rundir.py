@@ -8,6 +8,7 @@ import random
 import re
 import subprocess
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ import pytest
 
 from dpo_data import pipeline, sums
 from dpo_data.config import Recipe
-from dpo_data.errors import EngineError, InputError, NotReady, OutOfDisk, StaleRun, TooManyFailures
+from dpo_data.errors import EngineError, InputError, InUse, NotReady, OutOfDisk, StaleRun, TooManyFailures
 from dpo_data.files import partial_of, write_atomically
 from dpo_data.rows import DroppedPrompt, PreferencePair, Prompt, Ranking, Sample
 from dpo_data.rundir import FOLDERS, RunDir, Stage
@@ -102,6 +103,12 @@ class TestWriting:
         stage.open({"a": 1}, {})
         assert os.listdir(stage.path) == ["recipe.json"]
         assert os.listdir(stage.path.parent) == ["2-rank"]
+
+    def test_shards_whose_recipe_is_gone_are_refused(self, stage: Stage) -> None:
+        stage.write("00000.parquet", [ranking("p")], Ranking)
+        (stage.path / "recipe.json").unlink()
+        with pytest.raises(StaleRun, match=r"2-rank has lost its recipe\.json\..*or delete"):
+            stage.open({"a": 1}, {})
 
     def test_files_of_one_block_appear_together(self, stage: Stage) -> None:
         with stage.writers({"one.parquet": SCHEMAS[Ranking], "two.parquet": SCHEMAS[Ranking]}) as append:
@@ -306,8 +313,8 @@ class TestManifest:
                 assert (file["bytes"], file["sha256"]) == (len(content), hashlib.sha256(content).hexdigest())
                 assert file["rows"] == pq.read_metadata(stage.path / file["name"]).num_rows
             assert {"python", "pyarrow", "dpo-data"} <= manifest["versions"].keys()
-            newest = max(stage.path.iterdir(), key=lambda path: path.stat().st_mtime_ns)
-            assert newest.name == "manifest.json", "it is written last"
+            written = {path.name: path.stat().st_mtime_ns for path in stage.path.iterdir()}
+            assert written["manifest.json"] == max(written.values()), "it is written last"
         assert run.stage("rank").recipe["inputs"]["sample"] == run.stage("sample").manifest["digest"]  # type: ignore[index]
 
     def test_a_stage_waits_for_the_manifest_of_the_one_before(self, tmp_path: Path, recipe: Make) -> None:
@@ -398,7 +405,7 @@ class TestFork:
         run_all(recipe(), old)
         other = recipe(rank={"judge": {"type": "rule", "rule": "detailed"}})
         assert pipeline.fork(old, new, other) == ["sample"]
-        assert sorted(os.listdir(new.path)) == ["1-sample", "recipe.toml"]
+        assert sorted(os.listdir(new.path)) == [".lock", "1-sample", "recipe.toml"]
         for path in old.stage("sample").shards():
             assert (new.stage("sample").path / path.name).samefile(path), "one file on disk, linked twice"
         before = files(old.path)
@@ -437,6 +444,28 @@ class TestFork:
         assert pipeline.fork(old, new, recipe()) == ["sample", "rank", "pair"]
         assert not new.stage("sample").shard(0).samefile(old.stage("sample").shard(0))
         assert files(new.path / "3-pair") == files(old.path / "3-pair")
+
+    def test_one_that_was_killed_is_repeated(self, tmp_path: Path, recipe: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+        def killed(*_: Any) -> None:
+            raise KeyboardInterrupt
+
+        old, new = RunDir(tmp_path / "old"), RunDir(tmp_path / "new")
+        run_all(recipe(), old)
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(RunDir, "write", killed)
+            pipeline.fork(old, new, recipe())
+        assert pipeline.fork(old, new, recipe()) == ["sample", "rank", "pair"]
+        (new.path / "recipe.toml").unlink()
+        (new.stage("rank").path / "manifest.json").unlink()
+        write_atomically(new.stage("rank").path / "recipe.json", b"{}")
+        with pytest.raises(InputError, match=r"2-rank is begun already\. .*--run"):
+            pipeline.fork(old, new, recipe())
+
+    def test_nobody_else_works_in_the_new_place(self, tmp_path: Path, recipe: Make) -> None:
+        old, new = RunDir(tmp_path / "old"), RunDir(tmp_path / "new")
+        run_all(recipe(), old)
+        with ThreadPoolExecutor(1) as pool, new.held(), pytest.raises(InUse):
+            pool.submit(pipeline.fork, old, new, recipe()).result()
 
     def test_it_needs_an_old_run_and_a_new_place(self, tmp_path: Path, recipe: Make) -> None:
         old = RunDir(tmp_path / "old")

@@ -109,6 +109,7 @@ def test_only_what_shipped_recipes_name_needs_no_permission(stranger: Path, path
     with pytest.raises(RecipeError, match="is code, and this run is allowed none"):
         find_function(path, "rule")
     assert not (stranger / "ran").exists() and all(find_function(own, "rule") for own in OWN)
+    assert str(stranger) not in sys.path, "nor is anything else looked for there"
 
 
 def test_answers_are_not_run_as_programs_unless_that_is_allowed(stranger: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -118,13 +119,14 @@ def test_answers_are_not_run_as_programs_unless_that_is_allowed(stranger: Path, 
     assert "The rule 'unit_test' runs answers and their tests as code, and this run is allowed none." in capsys.readouterr().err
 
 
-def test_a_module_beside_the_recipe_takes_no_librarys_place(stranger: Path) -> None:
+@pytest.mark.parametrize("rule", ["concise", *OWN])
+def test_a_module_beside_the_recipe_takes_no_librarys_place(stranger: Path, rule: str) -> None:
     """Python would look for modules in the working folder first."""
-    for name in ("uuid", "queue", "numpy", "jinja2", "sitecustomize"):
+    for name in ("uuid", "queue", "numpy", "jinja2", "sitecustomize", "pyarrow", "matplotlib"):
         (stranger / f"{name}.py").write_text("from pathlib import Path\nPath('ran').touch()\nraise SystemExit('taken over')\n")
-    (stranger / "recipe.toml").write_text(recipe_of())
+    (stranger / "recipe.toml").write_text(recipe_of(rule).replace("p.jsonl", "prompts/demo.jsonl"))
     command = str(Path(sys.executable).parent / "dpo-data")
-    done = subprocess.run([command, "run", "recipe.toml"], capture_output=True, text=True, timeout=120)
+    done = subprocess.run([command, "run", "recipe.toml"], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     assert not (stranger / "ran").exists()
 
@@ -142,6 +144,13 @@ LOADING: list[dict[str, Any]] = [
     {"distributed_executor_backend": "theirs.Executor"},
     {"log_config_file": "theirs.json"},
     {"model_class_overrides": {"A": "theirs:A"}},
+    {"loading_config": {"module_path": "theirs"}},
+    {"inductor_config": {"inductor_passes": {"a": "theirs.change"}}},
+    {"speculative_config": {"model": "theirs.Proposer", "num_speculative_tokens": 2}},
+    {"speculative_config": {"method": "custom_class", "model": "theirs"}},
+    {"model_init_kwargs": '{"trust_remote_code": true}'},
+    {"twice_packed": ' {"a": [{"b": "{\\"worker_cls\\": \\"theirs.Worker\\"}"}]}'},
+    {"too_deep_to_see": "[" * 200_000},
 ]
 
 
@@ -192,6 +201,9 @@ def test_ordinary_arguments_need_no_permission() -> None:
         "distributed_executor_backend": "mp",
         "attention_backend": "FLASH_ATTN",
         "trust_remote_code": False,
+        "speculative_config": {"method": "eagle", "model": "org/draft-0.5"},
+        "chat_template": "{% for turn in messages %}{{ turn.content }}{% endfor %}",
+        "gradient_checkpointing_kwargs": '{"use_reentrant": false}',
     }
     assert not list(loads_code({**engine(**plain), "train": {"args": {"model_init_kwargs": {"attn_implementation": "sdpa"}}}}))
 
@@ -323,6 +335,38 @@ PASSWORD = "what-nobody-may-see-1234567890"
         ("prompts.path", f"s3://{PASSWORD}@bucket/p.jsonl"),
         ("train.args.run_name", "hf_abcdefghijklmnopqrstuvwx"),
         ("prompts.system", "Use sk-proj-abcdefghijklmnop0123 for that."),
+        *(
+            (f"sample.params.extra.{key}", PASSWORD)
+            for key in (
+                "aws_secret_access_key",
+                "secret_access_key",
+                "secret_key",
+                "private_key",
+                "passwd",
+                "passphrase",
+                "Authorization",
+                "x-api-key",
+                "api-key",
+                "aws_session_token",
+            )
+        ),
+        *(
+            ("train.args.run_name", f"{start}{'Ab3dEf6h' * 3}")
+            for start in (
+                "sk-",
+                "sk-ant-api03-",
+                "sk-or-v1-",
+                "sk-proj-Ab-Cd_",
+                "gsk_",
+                "xai-",
+                "ghp_",
+                "github_pat_11A_",
+                "AIza",
+                "AKIA",
+            )
+        ),
+        ("sample.params.extra.note", "bearer Ab3dEf6hAb3dEf6h"),
+        ("rank.judge.engine.base_url", "https://host/v1?api_key=abc"),
         ("password", PASSWORD),
     ],
 )
@@ -335,15 +379,19 @@ def test_a_secret_in_a_recipe_is_refused_and_not_repeated(key: str, value: str) 
     at[last] = value
     with pytest.raises(RecipeError, match=f"'{re.escape(key)}' looks like a key") as error:
         parse(table)
-    assert not re.search(f"{PASSWORD}|hf_abc|sk-proj", str(error.value))
+    assert not re.search(f"{PASSWORD}|hf_abc|sk-proj|Ab3d", str(error.value))
 
 
 def test_words_that_only_sound_like_a_secret_are_not(recipe: Make) -> None:
     engine = {"type": "server", "base_url": "http://host/v1", "model": "sk-learn-2", "key_env": "OPENAI_API_KEY"}
     recipe(
         8,
-        sample={"engine": engine, "params": {"stop_token": "<|im_end|>"}},
-        train={"model": "m", "args": {"pad_token": "</s>"}},
+        sample={"engine": engine, "params": {"stop_token": "<|im_end|>", "max_tokens": 8}},
+        prompts={
+            "path": "wiki-sk-instructions-2024-cleaned.jsonl",
+            "system": "Explain bearer authentication, and risk-averse-people.",
+        },
+        train={"model": "m", "args": {"pad_token": "</s>", "run_name": "HF_HUB_ENABLE_HF_TRANSFER"}},
     )
 
 
@@ -353,16 +401,17 @@ def test_words_that_only_sound_like_a_secret_are_not(recipe: Make) -> None:
 def test_a_small_parquet_file_that_holds_much_is_read_a_little_at_a_time(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A text of 1 MiB that 100,000 rows name: 100 GB, stored in some kilobytes."""
+    """A text of 256 KiB that 2,000 rows name: 500 MB, stored in some hundred bytes, and read as plain strings."""
     file = tmp_path / "p.parquet"
-    column = pa.DictionaryArray.from_arrays(pa.array([0] * 100_000, pa.int32()), pa.array(["x" * 2**20]))
-    pq.write_table(pa.table({"prompt": column}), file, compression="zstd", dictionary_pagesize_limit=2**22)
-    assert file.stat().st_size < 100_000
-    monkeypatch.setattr(readers, "BATCH", 2**23)
+    column = pa.DictionaryArray.from_arrays(pa.array([0] * 2_000, pa.int32()), pa.array(["x" * 2**18]))
+    table = pa.table({"prompt": column})
+    pq.write_table(table, file, compression="zstd", dictionary_pagesize_limit=2**22, store_schema=False)
+    assert file.stat().st_size < 10_000
+    monkeypatch.setattr(readers, "BATCH", 2**21)
     before = pa.total_allocated_bytes()
     found = read_prompts(Prompts(path=str(file)))
-    assert len(next(found).prompt[0]["content"]) == 2**20
-    assert pa.total_allocated_bytes() - before < 2**25
+    assert len(next(found).prompt[0]["content"]) == 2**18
+    assert pa.total_allocated_bytes() - before < 2**23
     found.close()  # type: ignore[attr-defined]
 
 
@@ -703,6 +752,8 @@ def test_what_is_known_to_be_vulnerable_is_told_with_its_remedy() -> None:
 
 
 def test_the_report_ends_well_where_nobody_answers() -> None:
+    assert Path(vulnerabilities.AUDIT[0]).exists()
     env = {**os.environ, "HTTPS_PROXY": "http://127.0.0.1:9", "https_proxy": "http://127.0.0.1:9"}
     done = subprocess.run([sys.executable, vulnerabilities.__file__], env=env, capture_output=True, text=True, timeout=150)
     assert done.returncode == 0 and done.stdout.startswith("pip-audit: no report: ") and done.stdout.count("\n") == 1
+    assert "Unable to connect to proxy" in done.stdout

@@ -4,7 +4,6 @@ import json
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -17,6 +16,7 @@ from typing import Any
 
 import pytest
 from chat_server import Reply, Scripted, said, serving
+from ports import free_port
 
 from dpo_data.chat import ChatClient
 from dpo_data.engines.server import Server
@@ -230,9 +230,7 @@ def test_no_more_at_once_than_asked_for_and_pulled_lazily(serve: Any) -> None:
 @pytest.fixture(scope="module")
 def vllm_server(tiny_model: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """vLLM's own OpenAI-compatible server on a free port; its base_url."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     log = tmp_path_factory.mktemp("server") / "log"
     flags = ["--host", "127.0.0.1", "--port", str(port), "--served-model-name", "tiny", "--dtype", "float32", "--enforce-eager"]
     flags += ["--no-enable-chunked-prefill", "--max-model-len", "512", "--kv-cache-memory-bytes", str(2**28)]

@@ -1,15 +1,20 @@
 """Five minutes of a schedule that fires each minute, on a real server and worker, with the code of benchmarks/soak.py."""
 
+import sys
 from pathlib import Path
 
 import pytest
 
-from benchmarks.soak import soak
+sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
+
+from soak import soak
+
 from flows.deploy import LOG
 
 MINUTES = 5
-LATE = 5
-"""Seconds after its minute, at which a run has begun at the latest."""
+LATE = 30
+"""Seconds after its minute, at which a run has begun at the latest, on a machine that does other work; benchmarks/soak.py tells
+the seconds."""
 
 
 @pytest.mark.slow

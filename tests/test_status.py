@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import stat
 import subprocess
@@ -241,19 +242,20 @@ def test_what_a_server_said_cannot_move_the_cursor() -> None:
 
 @pytest.fixture
 def folder(tmp_path: Path, prompts: Callable[[int], str], monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder with a recipe that takes twelve seconds to sample."""
+    """A folder with a recipe of eight shards to sample."""
     (tmp_path / "slow.toml").write_text(
         f'name = "slow"\n[prompts]\npath = "{prompts(COUNT)}"\n[sample]\nn = 2\nmax_tokens = 8\nshard_size = 5\n'
-        '[sample.engine]\ntype = "echo"\ndelay = 0.3\n[rank.judge]\ntype = "rule"\nrule = "concise"\n'
+        '[sample.engine]\ntype = "echo"\n\n[rank.judge]\ntype = "rule"\nrule = "concise"\n'
     )
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
 
 @contextmanager
-def started(folder: Path) -> "Iterator[subprocess.Popen[bytes]]":
-    """A run of that recipe, from when its first rows are noted until the block ends."""
-    process = subprocess.Popen([*CLI, "run", "slow.toml"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+def started(folder: Path, delay: float) -> "Iterator[subprocess.Popen[bytes]]":
+    """A run of that recipe with so many seconds a request, from when its first rows are noted until the block ends."""
+    command = [*CLI, "run", "slow.toml", "--set", f"sample.engine.delay={delay}"]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
     def runs() -> bool:
         assert process.poll() is None
@@ -270,8 +272,10 @@ def started(folder: Path) -> "Iterator[subprocess.Popen[bytes]]":
 
 @pytest.mark.slow
 def test_a_terminal_is_drawn_anew_until_the_run_is_killed_or_complete(folder: Path) -> None:
-    for kill, code, state in ((True, 1, "stopped"), (False, 0, "complete")):
-        with started(folder) as process, typing([*CLI, "status", "runs/slow", "--watch"], columns=80, lines=24) as terminal:
+    for kill, delay, code, state in ((True, 2.0, 1, "stopped"), (False, 0.6, 0, "complete")):
+        shutil.rmtree("runs", ignore_errors=True)
+        watch = [*CLI, "status", "runs/slow", "--watch"]
+        with started(folder, delay) as process, typing(watch, columns=80, lines=24) as terminal:
             first = terminal.wait_for(r"sample +running +\d+/8 +\d+ +\d+ % .* tok/s +~\d.*last progress")
             terminal.wait_for(r"\x1b\[8F\x1b\[Jruns/slow\r\n")
             assert f"held by process {process.pid}" in first and max(map(len, first.splitlines())) <= 80
@@ -286,7 +290,7 @@ def test_a_terminal_is_drawn_anew_until_the_run_is_killed_or_complete(folder: Pa
 @pytest.mark.slow
 def test_without_a_terminal_the_last_one_is_printed_and_json_is_the_same(folder: Path) -> None:
     command: list[str] = [*CLI, "status", "runs/slow", "--watch"]
-    with started(folder) as process:
+    with started(folder, 2.0) as process:
         watched = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
         lines = subprocess.Popen([*command, "--json"], stdout=subprocess.PIPE, text=True)
         assert lines.stdout
@@ -300,7 +304,7 @@ def test_without_a_terminal_the_last_one_is_printed_and_json_is_the_same(folder:
 
 
 def test_json(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    cli.main(["run", "slow.toml", "--set", "sample.engine.delay=0"])
+    cli.main(["run", "slow.toml"])
     capsys.readouterr()
     assert cli.main(["status", "runs/slow", "--json"]) == 0
     assert json.loads(capsys.readouterr().out) == asdict(status(RunDir("runs/slow")))

@@ -1,5 +1,6 @@
 """Run directories in an object store: a real S3 server on loopback, with faults in front of it, and machines that die."""
 
+import errno
 import hashlib
 import json
 import os
@@ -11,6 +12,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -31,10 +33,11 @@ from dpo_data.errors import EngineError, InputError, InUse, NotReady, StaleRun, 
 from dpo_data.export import export
 from dpo_data.lock import Owner
 from dpo_data.models import find_model, model_revision
+from dpo_data.progress import Noted
 from dpo_data.rounds import rounds
 from dpo_data.rows import PreferencePair, Ranking
 from dpo_data.rundir import RunDir, matching
-from dpo_data.status import status
+from dpo_data.status import Part, status
 from dpo_data.store import Store
 from dpo_data.train import train
 from dpo_data.trainer.checkpoints import last_checkpoint
@@ -87,7 +90,7 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     from s3fs import S3FileSystem
 
     monkeypatch.setattr(S3FileSystem, "retries", 1)
-    told = {"retries": {"mode": "standard", "max_attempts": 2}, "connect_timeout": 1, "read_timeout": 1}
+    told = {"retries": {"mode": "standard", "max_attempts": 2}, "connect_timeout": 5, "read_timeout": 5}
     monkeypatch.setattr(store, "PATIENCE", told)
 
 
@@ -175,6 +178,27 @@ class TestARun:
         with pytest.raises(InputError, match=f"{url}-fork is begun already"):
             pipeline.fork(RunDir(url), fork, other)
 
+    def test_a_fork_that_was_killed_is_repeated(
+        self, asked: Make, url: str, s3: S3, machine: Machine, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        pipeline.run(asked(), RunDir(url))
+        new, put = RunDir(f"{url}-fork"), Store.put
+
+        def killed(self: Store, *files: Path) -> None:
+            put(self, *files)
+            if files and files[-1].match("2-rank/00002.parquet"):
+                raise KeyboardInterrupt
+
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(Store, "put", killed)
+            pipeline.fork(RunDir(url), new, asked())
+        assert "2-rank/00002.parquet" in objects(str(new)) and "2-rank/manifest.json" not in objects(str(new))
+        s3.log()
+        machine("second")
+        assert pipeline.fork(RunDir(url), RunDir(str(new)), asked()) == ["sample", "rank", "pair"]
+        assert not [line for line in s3.log() if line.startswith("PUT") and "-fork/1-sample" in line], "it is there already"
+        assert digests(RunDir(str(new))) == digests(RunDir(url)) and lease.FILE not in objects(str(new))
+
     def test_a_changed_recipe_is_refused_by_its_url(self, asked: Make, url: str, s3: S3, machine: Machine) -> None:
         pipeline.run(asked(), RunDir(url))
         machine("second")
@@ -224,7 +248,7 @@ class TestFaults:
 
     @pytest.mark.usefixtures("impatient")
     def test_an_answer_that_does_not_come_is_asked_for_again(self, url: str, s3: S3, machine: Machine) -> None:
-        s3.order(Fault("PUT", 1, delay=3))
+        s3.order(Fault("PUT", 1, delay=15))
         RunDir(url).write("recipe.toml", "a = 1")
         assert s3.left() == 0 and objects(url) == {"recipe.toml"}
 
@@ -246,6 +270,35 @@ class TestFaults:
         assert "1-sample/00002.parquet" in puts(s3), "what was made here, and did not arrive"
         assert made(store.local(url)) == made(tmp_path / "local")
 
+    @pytest.mark.usefixtures("impatient")
+    def test_a_large_file_that_breaks_off_is_read_on(
+        self, url: str, s3: S3, machine: Machine, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        from s3fs import S3FileSystem
+
+        monkeypatch.setattr(S3FileSystem, "retries", 3)
+        monkeypatch.setattr(S3FileSystem, "default_block_size", 2**16)  # from there on a file is large
+        RunDir(url).write("weights", random.Random(1).randbytes(2**18))
+        machine("second")
+        s3.order(Fault("GET /bucket/runs", 1, broken=True))
+        assert Store(url).bring("weights") == ["weights"] and s3.left() == 0
+        assert (Store(url).folder / "weights").read_bytes() == random.Random(1).randbytes(2**18)
+        machine("third")
+        s3.order(Fault("GET /bucket/runs", 99, broken=True))
+        with pytest.raises(StoreError, match=rf"{url} cannot be reached: .*run again: what has arrived is kept"):
+            Store(url).bring("weights")
+
+    def test_what_is_not_deleted_is_told(self, url: str, s3: S3, machine: Machine) -> None:
+        for name in ("a[1]", "a1", "b"):
+            RunDir(url).write(name, "x")
+        Store(url).drop(["a[1]"])
+        assert objects(url) == {"a1", "b"}, "a name is no pattern"
+        s3.order(Fault("DELETE /bucket", 9, status=403), Fault("b?", 9, status=403))
+        there = Store(url)
+        with pytest.raises(StoreError, match=r"AccessDenied\. Log in: .*list, read, write and delete"):
+            there.drop(["a1", "b"])
+        assert there.objects.keys() == objects(url) == {"a1", "b"}
+
 
 RECIPE = """name = "machines"
 [prompts]
@@ -257,7 +310,7 @@ shard_size = 16
 engine = { type = "echo", delay = 0.002 }
 [rank.judge]
 type = "pairwise"
-engine = { type = "echo", delay = 0.0003 }
+engine = { type = "echo", delay = 0.003 }
 """
 
 
@@ -467,6 +520,68 @@ class TestTheWorkingCopy:
         stage.finish()
         assert objects(url) == {"2-rank/recipe.json", "2-rank/manifest.json"}
 
+    def test_a_reader_takes_the_one_of_a_run_that_goes_on_as_it_is(self, url: str, s3: S3, machine: Machine) -> None:
+        """Whoever looked at the store a moment ago knows nothing of what the run has put since."""
+        import fsspec
+
+        run, reader = RunDir(url), Store(url)
+        run.write("recipe.toml", "a = 1")
+        fsspec.filesystem("s3").pipe_file(f"{url}/report.json", b"{}")
+        with run.held(), ThreadPoolExecutor(1) as pool:
+            assert reader.objects.keys() == {"recipe.toml", "report.json", lease.FILE}
+            (run.path / "report.json").unlink()
+            (run.path / "recipe.toml").write_text("a = 2")
+            stage = run.stage("rank").open({"a": 1}, {})
+            stage.write("00000.parquet", [Ranking("p", "j", ["a"], [1.0], None, "[]")], Ranking)
+            assert "report.json" in pool.submit(reader.bring, "[^/]+|2-rank/.*").result(), "what is missing"
+            assert (run.path / "recipe.toml").read_text() == "a = 2", "and nothing else"
+            assert stage.finished == len(stage.shards()) == 1 and stage.recipe
+            stage.finish()
+        assert RunDir(url).stage("rank").require()
+
+    @pytest.mark.parametrize("harm", ["deleted", "cut", "changed"])
+    def test_a_shard_that_is_harmed_in_the_store_is_made_again(self, finished: RunDir, machine: Machine, harm: str) -> None:
+        import fsspec
+
+        fs, shard = fsspec.filesystem("s3"), f"{finished}/2-rank/00001.parquet"
+        data = fs.cat_file(shard)
+        fs.rm_file(shard)
+        if harm != "deleted":
+            fs.pipe_file(shard, data[:-1] + (b"!" if harm == "changed" else b""))
+        machine("second")
+        again = RunDir(str(finished))
+        with pytest.raises(InputError, match=r"00001.parquet is gone or changed.*run `dpo-data rank RECIPE` to redo it alone"):
+            again.stage("rank").require()
+        again = RunDir(str(finished))
+        stage = again.stage("rank").open({"a": 1}, {})
+        assert stage.manifest is None and [path.name for path in stage.shards()] == ["00000.parquet"]
+        assert objects(str(finished)) == {"2-rank/recipe.json", "2-rank/00000.parquet"}
+        stage.write("00001.parquet", [Ranking("p1", "j", ["a"], [1.0], None, "[]")], Ranking)
+        assert stage.finish()["digest"] == finished.stage("rank").digest
+
+    def test_what_others_count_by_goes_up_after_them_whatever_the_clock_says(self, url: str, s3: S3, machine: Machine) -> None:
+        there = Store(url)
+        names = ["trainer_state.json", "weights", "recipe.json", "manifest.json"]
+        for at, name in enumerate(names):
+            (there.folder / "4-train").mkdir(parents=True, exist_ok=True)
+            (there.folder / "4-train" / name).write_text(name)
+            os.utime(there.folder / "4-train" / name, (at, at))
+        there.push(there.folder / "4-train")
+        assert puts(s3) == [f"4-train/{name}" for name in ("recipe.json", "weights", "trainer_state.json", "manifest.json")]
+
+    def test_a_mix_is_counted_without_its_rows(self, url: str, s3: S3, machine: Machine) -> None:
+        run, mix = RunDir(url), {"engines": [{"type": "echo"}, {"type": "given"}]}
+        stage = run.stage("sample").open({"sample": {"shard_size": 16, "engine": mix}}, {})
+        for part, many in enumerate((0, 2)):
+            for at in range(many):
+                stage.part(part).write(f"0000{at}.parquet", [Ranking("p", "j", ["a"], [1.0], None, "[]")], Ranking)
+        note = {**Noted("sample", quiet).note(), "total": 64}
+        run.write("progress.json", json.dumps({"stages": ["sample"], "now": note}))
+        copy = machine("second")
+        [found] = status(RunDir(url)).stages
+        assert found.parts == [Part("echo", 0), Part("given", 2)]
+        assert not list(copy.rglob("*.parquet"))
+
     def test_one_that_was_deleted_empties_no_store(self, finished: RunDir) -> None:
         shutil.rmtree(finished.path)
         with pytest.raises(StoreError, match=r"the working copy of .*, is gone\. Run again"):
@@ -512,20 +627,21 @@ class TestTheLease:
                 pipeline.run(recipe(), RunDir(url))
             assert str(RunDir(url).holder).startswith("process") and objects(url) == {lease.FILE}
             machine("first")
-            put_lease(url, Owner(**{name: told[name] for name in Owner.__dataclass_fields__}))
+            put_lease(url, Owner(**{name: told[name] for name in Owner.__dataclass_fields__}), lease.place())
         assert objects(url) == set() and RunDir(url).holder is None
 
     def test_of_a_process_that_is_gone_it_is_taken_over(
         self, url: str, machine: Machine, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         gone = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, text=True)
-        put_lease(url, Owner(int(gone.stdout), socket.gethostname(), "ann", "dpo-data", "today"))
+        put_lease(url, Owner(int(gone.stdout), socket.gethostname(), "ann", "dpo-data", "today"), lease.place())
         with RunDir(url).held():
             assert "is gone: its lease is taken over" in caplog.text
         put_lease(url, Owner(1, "elsewhere", "ann", "dpo-data", "today"))
         with pytest.raises(InUse), RunDir(url).held():
             pass
         monkeypatch.setattr(lease, "TERM", -1.0)
+        monkeypatch.setattr(lease, "EVERY", 0.02)
         with RunDir(url).held():
             assert status_of_lease(url)["pid"] == os.getpid()
 
@@ -545,6 +661,130 @@ class TestTheLease:
                     run.write("recipe.toml", "a = 2")
         assert status_of_lease(url)["host"] == "elsewhere", "it is not given back by who lost it"
 
+    def test_a_process_id_counts_where_it_was_given(
+        self, url: str, machine: Machine, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        gone = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, text=True)
+        put_lease(url, Owner(int(gone.stdout), socket.gethostname(), "ann", "dpo-data", "today"), "another boot")
+        with pytest.raises(InUse, match=f"process {gone.stdout.strip()} of ann"), RunDir(url).held():
+            pass
+        put_lease(url, Owner(os.getppid(), socket.gethostname(), "ann", "dpo-data", "today"), lease.place())
+        with pytest.raises(InUse), RunDir(url).held():
+            pass
+        monkeypatch.setattr(lease, "TERM", -1.0)
+        monkeypatch.setattr(lease, "EVERY", 0.02)
+        with RunDir(url).held():
+            assert "is gone: its lease is taken over" in caplog.text, "that id is another process's by now"
+
+    def test_a_fast_clock_takes_nothing_from_the_living(
+        self, url: str, machine: Machine, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        waited: list[float] = []
+
+        def renewed(seconds: float) -> None:
+            waited.append(seconds)
+            put_lease(url, Owner(1, "elsewhere", "ann", "dpo-data", "today"))
+
+        put_lease(url, Owner(1, "elsewhere", "ann", "dpo-data", "today"))
+        monkeypatch.setattr(lease, "TERM", -1.0)
+        with monkeypatch.context() as patch, pytest.raises(InUse, match="process 1 of ann"):
+            patch.setattr(time, "sleep", renewed)
+            lease.held(Store(url)).__enter__()
+        assert waited == [2 * lease.EVERY]
+
+    @pytest.mark.parametrize("conditions", [True, False])
+    def test_who_slept_asks_before_the_next_write(
+        self, url: str, s3: S3, machine: Machine, monkeypatch: pytest.MonkeyPatch, conditions: bool
+    ) -> None:
+        """Also where the store knows no conditional writes."""
+        from s3fs import S3FileSystem
+
+        pipe = S3FileSystem._pipe_file
+
+        async def unconditional(self: S3FileSystem, path: str, data: bytes, **condition: Any) -> Any:
+            if condition and not conditions:
+                raise OSError(errno.ENOSYS, "not implemented")
+            return await pipe(self, path, data, **condition)
+
+        monkeypatch.setattr(S3FileSystem, "_pipe_file", unconditional)
+        run, passed = RunDir(url), 0.0
+        monkeypatch.setattr(lease, "_clock", lambda: passed)
+        with run.held():
+            first = status_of_lease(url)["renewed"]
+            run.write("recipe.toml", "a = 1")
+            assert status_of_lease(url)["renewed"] == first
+            passed += lease.TERM
+            run.write("recipe.toml", "a = 2")
+            assert status_of_lease(url)["renewed"] > first, "it is ours yet"
+            passed += lease.TERM
+            put_lease(url, Owner(1, "elsewhere", "ann", "dpo-data run", "today"))
+            run.calls.write_bytes(b"an answer")
+            run.keep(run.calls)
+            with pytest.raises(InUse, match="in use by process 1 of ann on elsewhere"):
+                run.write("recipe.toml", "a = 3")
+        assert objects(url) == {lease.FILE, "recipe.toml"}
+        assert status_of_lease(url)["host"] == "elsewhere"
+
+    def test_it_gives_back_its_own_alone_and_does_not_wait(
+        self, url: str, machine: Machine, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        with RunDir(url).held():
+            put_lease(url, Owner(1, "elsewhere", "ann", "dpo-data run", "today"))
+        assert status_of_lease(url)["host"] == "elsewhere"
+        monkeypatch.setattr(lease, "EVERY", 0.02)
+        asks, answered = threading.Event(), threading.Event()
+
+        def silent(*_: Any) -> str:
+            asks.set()
+            assert answered.wait(60)
+            return ""
+
+        with monkeypatch.context() as patch, RunDir(f"{url}-silent").held():
+            patch.setattr(lease, "_write", silent)
+            assert asks.wait(60)
+        assert not answered.is_set() and objects(f"{url}-silent") == set()
+        answered.set()
+
+    def test_one_that_somebody_deleted_is_written_anew(
+        self, url: str, machine: Machine, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        import fsspec
+
+        monkeypatch.setattr(lease, "EVERY", 0.02)
+        with RunDir(url).held():
+            fsspec.filesystem("s3").rm_file(f"{url}/{lease.FILE}")
+            wait_for(lambda: objects(url) == {lease.FILE})
+        assert objects(url) == set() and not caplog.records
+
+    def test_who_cannot_renew_it_writes_no_more(self, url: str, machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+        def fail(*_: Any) -> str:
+            raise ZeroDivisionError("a bug")
+
+        monkeypatch.setattr(lease, "EVERY", 0.02)
+        run = RunDir(url)
+        with run.held():
+            monkeypatch.setattr(lease, "_write", fail)
+            until = time.monotonic() + 60
+            with pytest.raises(StoreError, match=r"is not renewed any more: ZeroDivisionError.*Run again"):
+                while time.monotonic() < until:
+                    run.write("recipe.toml", "a = 1")
+
+    def test_who_is_refused_leaves_the_log_alone(self, asked: Make, url: str, s3: S3, machine: Machine) -> None:
+        run = RunDir(url)
+        (run.logs / "run.log").write_text("old")
+        run.keep(run.logs)
+        machine("second")
+        assert (RunDir(url).logs / "run.log").read_text() == "old"
+        machine("first")
+        (run.logs / "run.log").write_text("new")
+        run.keep(run.logs)
+        machine("second")
+        put_lease(url, Owner(1, "elsewhere", "ann", "dpo-data run", "today"))
+        s3.log()
+        with pytest.raises(InUse):
+            pipeline.run_stage("sample", asked(), RunDir(url), quiet)
+        assert puts(s3) == []
+
     def test_of_two_that_begin_at_once_one_is_refused(
         self, url: str, machine: Machine, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -553,10 +793,11 @@ class TestTheLease:
             pass
 
 
-def put_lease(url: str, owner: Owner) -> None:
+def put_lease(url: str, owner: Owner, place: str = "elsewhere") -> None:
     import fsspec
 
-    fsspec.filesystem("s3").pipe_file(f"{url}/{lease.FILE}", json.dumps({**asdict(owner), "renewed": 0}).encode())
+    told = {**asdict(owner), "place": place, "renewed": time.time()}
+    fsspec.filesystem("s3").pipe_file(f"{url}/{lease.FILE}", json.dumps(told).encode())
 
 
 def status_of_lease(url: str) -> dict[str, Any]:

@@ -31,7 +31,7 @@ TIMEOUT = httpx.Timeout(60, connect=10)
 LOCAL = frozenset({"localhost", "127.0.0.1", "::1"})
 """Hosts that are this machine: no proxy is asked for them, which could not reach them, and would read the key."""
 _KEY = re.compile(r"[!-~]+")
-_USERINFO = re.compile(r"//[^/@]*@")
+_USERINFO = re.compile(r"//[^/]*@")
 """A user and password in an address, which are never shown."""
 
 

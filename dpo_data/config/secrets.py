@@ -6,10 +6,17 @@ from typing import Any
 
 from dpo_data.errors import RecipeError
 
-NAMES = re.compile(r"(\w+_)?(password|secret|api_?key)|((hf|hub|auth|access|bearer)_)?token", re.IGNORECASE)
+NAMES = re.compile(
+    r"(.*[_-])?(passw(or)?d|passphrase|secret|authorization|(api|secret|access|private|auth|account)[_-]?key)"
+    r"|((.*[_-])?(hf|hub|auth|access|bearer|session)[_-])?token",
+    re.IGNORECASE,
+)
 """Keys under which a text is a secret, whatever it is."""
-FORMS = re.compile(r"\b(hf_|sk-(proj-)?)[A-Za-z0-9]{16,}|://[^/\s\"'@]+@")
-"""A token of known form, or a user or password in an address."""
+FORMS = re.compile(
+    r"\b(hf_|sk-|gsk_|xai-)[A-Za-z0-9]{16,}|\bsk-(ant|or|proj|svcacct|admin)-[\w-]{16,}|\b(gh[pousr]_|github_pat_|AKIA)\w{16,}"
+    r"|\bAIza[\w-]{16,}|(?i:\bBearer\s+(?=\S*\d)[\w.~+/-]{16,}|[?&](api_?key|(access_)?token)=\w)|://[^/\s\"'@]+@"
+)
+"""A token of known form, or a user, password or key in an address."""
 DEEPEST = 40
 """How deep tables and lists may lie in each other: beyond what any recipe needs, and far from where Python gives up."""
 

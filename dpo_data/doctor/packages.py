@@ -40,7 +40,7 @@ class Imports:
     """torch, and vLLM where it is installed, being imported in a process of its own."""
 
     def __init__(self) -> None:
-        command = [sys.executable, "-c", PROGRAM, *["vllm"][: len(list(installed(VLLM)))]]
+        command = [sys.executable, "-P", "-c", PROGRAM, *["vllm"][: len(list(installed(VLLM)))]]
         self._process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
     def told(self) -> dict[str, Any]:
