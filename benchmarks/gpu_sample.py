@@ -2,8 +2,9 @@
 
     python benchmarks/gpu_sample.py [--n 1 8 32] [--only raw pipeline] [--rounds 3] [--answers 2048] [--workers 1] [--args JSON]
 
-`--n` and `--only` choose a part, where time is short. `--workers` are the sample stage's; `--args` are more of vLLM's engine
-arguments, for every way. `--device cpu --tiny` shrinks all, to see that the script runs where there is no GPU.
+`--n` and `--only` choose a part, where time is short. `--workers` are the sample stage's: where they are more than the GPUs,
+those that share one share the memory that one engine has, too. `--args` are more of vLLM's engine arguments, for every way.
+`--device cpu --tiny` shrinks all, to see that the script runs where there is no GPU.
 """
 
 import argparse

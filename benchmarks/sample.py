@@ -144,9 +144,10 @@ def start(setting: Setting, model: str, names: list[str], stack: ExitStack) -> d
             raw = stack.enter_context(Raw(model, setting.args))
         ways |= {"raw": _raw(raw), "plain": _plain(raw), "seeds": _seeds(raw)}
     if "pipeline" in names:
-        several = {"workers": setting.workers, "gpus_per_worker": min(1, count() / setting.workers)}
+        part = min(1, count() / setting.workers)
+        several = {"args": _part(setting.args, part), "workers": setting.workers, "gpus_per_worker": part}
         with starting("the sample stage's engine"):
-            ways["pipeline"] = _stage({"type": "vllm", "model": model, "args": setting.args, **several}, stack)
+            ways["pipeline"] = _stage({"type": "vllm", "model": model, **several}, stack)
     if {"server", "distilabel", "distilabel-all"} & set(names):
         with starting("vLLM's server"):
             url = stack.enter_context(serving(model, setting.args))
@@ -161,6 +162,12 @@ def starting(what: str) -> Iterator[None]:
     began = time.perf_counter()
     yield
     print(f"{what} started in {time.perf_counter() - began:.0f} s", flush=True)
+
+
+def _part(args: dict[str, Any], part: float) -> dict[str, Any]:
+    """Of the memory that the arguments name, a worker's part of a GPU: those that share one have together what others have."""
+    shared = {"gpu_memory_utilization": float, "kv_cache_memory_bytes": int} if 0 < part < 1 else {}
+    return {**args, **{name: kind(args[name] * part) for name, kind in shared.items() if name in args}}
 
 
 def _raw(raw: Raw) -> Way:
@@ -200,7 +207,7 @@ def _stage(engine: dict[str, Any], stack: ExitStack) -> Way:
         began = time.perf_counter()
 
         def progress(stage: str, done: int, total: int) -> None:
-            if done and not firsts:
+            if not firsts and run.stage("sample").shards():
                 firsts.append(time.perf_counter() - began)
 
         with shared, own:
@@ -208,7 +215,9 @@ def _stage(engine: dict[str, Any], stack: ExitStack) -> Way:
         seconds = time.perf_counter() - began
         rows = list(run.stage("sample").rows(Sample))
         texts = {row.prompt_id: [one.text for one in row.completions] for row in rows}
-        return Told(seconds, [one.n_tokens or 0 for row in rows for one in row.completions], texts, firsts[0])
+        return Told(
+            seconds, [one.n_tokens or 0 for row in rows for one in row.completions], texts, firsts[0] if firsts else seconds
+        )
 
     return way
 

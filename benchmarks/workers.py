@@ -25,10 +25,11 @@ from dpo_data.rundir import RunDir
 recipe, run = load(sys.argv[1]), RunDir(sys.argv[2])
 began, first = time.perf_counter(), []
 def progress(stage, done, total):
-    if done and not first:
+    if not first and run.stage("sample").shards():
         first.append(time.perf_counter() - began)
 made = pipeline.run_stage("sample", recipe, run, progress)
 seconds = time.perf_counter() - began
+first = first or [seconds]
 peak = next(int(line.split()[1]) / 1024 for line in open("/proc/self/status") if line.startswith("VmHWM"))
 print(json.dumps({"seconds": seconds, "first": first[0], "peak": peak, "digest": made["digest"], "failed": made["failed"]}))
 """

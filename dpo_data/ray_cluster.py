@@ -27,6 +27,8 @@ _lock = threading.Lock()
 _users = 0
 _connection = ExitStack()
 _head: Child | None = None
+_ended: EngineError | None = None
+"""What became of it: it can be heard of but once."""
 
 
 @contextmanager
@@ -54,19 +56,22 @@ def is_own() -> bool:
 
 def require() -> None:
     """Raises EngineError where the Ray that was started here has ended: whoever waits for its answers would wait for ever."""
+    global _ended
     try:
-        if _head:
+        if _head and not _ended:
             _head.receive(0)
     except TimeoutError:
         return
     except EngineError as error:
-        raise EngineError(f"Ray has ended on this machine: {error.what}", error.remedy) from None
+        _ended = EngineError(f"Ray has ended on this machine: {error.what}", error.remedy)
+    if _ended:
+        raise EngineError(_ended.what, _ended.remedy)
 
 
 @contextmanager
 def local() -> Iterator[str]:
     """Ray's processes on this machine, while the block runs, as their address."""
-    global _head
+    global _head, _ended
     for name, value in _environment().items():
         os.environ.setdefault(name, value)
     if _ray()._private.ray_constants.ENABLE_RAY_CLUSTER:
@@ -81,7 +86,7 @@ def local() -> Iterator[str]:
         try:
             yield address
         finally:
-            _head = None
+            _head = _ended = None
 
 
 def head(parent: Parent) -> None:

@@ -6,7 +6,7 @@ from itertools import count
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dpo_data.engines.deal import TRIES, Deal
+from dpo_data.engines.deal import PARTS, TRIES, Deal
 from dpo_data.seams import Completed, Request
 
 
@@ -85,6 +85,26 @@ def test_a_request_that_another_has_too_is_no_suspect() -> None:
     assert ids(deal.give(0, 9)) == ["0"]
     deal.answered(answers("0", "1"))
     assert deal.over
+
+
+@given(st.integers(1, 5000), st.data())
+def test_a_death_costs_few_rounds_and_few_more_deaths(number: int, data: st.DataObject) -> None:
+    """However much the worker had: by chance, or by one request that kills."""
+    poison = data.draw(st.one_of(st.none(), st.integers(0, number - 1).map(str)))
+    deal, came, rounds, deaths = Deal(asks(number)), list[Completed](), 0, 1
+    deal.give(0, number)
+    came += deal.died(0, "killed")
+    while new := ids(deal.give(0, number)):
+        rounds += 1
+        if poison in new:
+            deaths += 1
+            came += deal.died(0, "killed")
+        else:
+            came += deal.answered(answers(*new))
+    assert deal.over and sorted(one.id for one in came) == sorted(map(str, range(number)))
+    assert [one.id for one in came if one.error] == ([poison] if poison else [])
+    levels = max(1, next(level for level in count() if PARTS**level >= number)) if poison else 0
+    assert deaths <= 1 + levels and rounds <= PARTS * max(1, levels) + 1
 
 
 @given(st.data(), st.integers(0, 60), st.integers(1, 4), st.integers(1, 12))

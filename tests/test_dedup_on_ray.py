@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_dedup import FEW, SAMPLES, TEXTS, planted
 
-from dpo_data import pipeline
+from dpo_data import pipeline, ray_cluster
 from dpo_data.config import Recipe
 from dpo_data.dedup import Contamination, Twins, near_duplicates, on_ray
 from dpo_data.dedup.kernels import components
@@ -159,6 +160,41 @@ def test_what_kills_every_worker_is_told_in_a_line(ray: Any, tmp_path: Path) -> 
     sources = [partial(mortal, tmp_path / "reads", ["a"], set(range(100)))]
     with pytest.raises(EngineError, match=r"Ray gave up a task that looks for duplicates: .*\. Run again"):
         on_ray.near_duplicates(ray, sources, 2)
+
+
+class Gone:
+    """A Ray whose tasks have begun, and which answers nobody any more. `does`: what becomes of what it is given to hold."""
+
+    exceptions = SimpleNamespace(RayError=LookupError)
+
+    def __init__(self, does: Callable[[Any], Any] = id):
+        self.put = self.get = does
+
+    def remote(self, task: Any) -> Any:
+        return SimpleNamespace(options=lambda **keys: SimpleNamespace(remote=lambda *given: range(keys["num_returns"])))
+
+    def wait(self, references: list[Any], *, timeout: float, **keys: Any) -> tuple[list[Any], list[Any]]:
+        return [], references
+
+
+def test_ray_that_ends_is_an_error_and_no_endless_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    def require() -> None:
+        raise EngineError("Ray has ended on this machine")
+
+    def lost(made: Any) -> Any:
+        raise LookupError("no store")
+
+    with pytest.raises(EngineError, match="Ray gave up a task that looks for duplicates: no store"):
+        list(on_ray.stored(Gone(lost), [["a"]]))
+    monkeypatch.setattr(ray_cluster, "require", require)
+    for waits in (
+        lambda: on_ray.near_duplicates(Gone(), [0], 2),
+        lambda: list(on_ray.overlaps(Gone(), Contamination(["a b"], 2), [["a"]], 2)),
+        lambda: list(on_ray.stored(Gone(lost), [["a"]])),
+        lambda: on_ray._get(Gone(), 0),
+    ):
+        with pytest.raises(EngineError, match="Ray has ended"):
+            waits()
 
 
 def broken(path: Path) -> Any:

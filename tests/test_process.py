@@ -3,6 +3,7 @@
 import logging
 import os
 import signal
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,12 +13,14 @@ import psutil
 import pytest
 
 from dpo_data.child import Parent, lacks_memory
-from dpo_data.engines import vllm_child
+from dpo_data.engines import vllm, vllm_child
 from dpo_data.engines.process import EngineProcess
 from dpo_data.engines.vllm import Vllm
 from dpo_data.engines.vllm_child import keep_answering, smaller
+from dpo_data.engines.worker import Feed
 from dpo_data.errors import EngineError, OutOfMemory
-from dpo_data.seams import Request
+from dpo_data.judges import reward_child
+from dpo_data.seams import Completed, Request
 
 CUDA = "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 79.11 GiB"
 """As torch says it."""
@@ -91,18 +94,18 @@ def ids(process: EngineProcess) -> list[str]:
 
 
 def test_one_that_hangs_is_ended_and_what_came_before_is_kept(start: Callable[..., EngineProcess]) -> None:
-    process = start("hang", stall=1.0)
+    process = start("hang", stall=3.0)
     pid, came = process.child.pid, []
     with pytest.raises(EngineError) as error:
         for answer in process.answers(iter(requests()), 4):
             came.append(answer.id)
     assert came == ["0", "1", "2", "3", "4"]
-    assert str(error.value).startswith("vLLM hangs: no step in 1 s, and 4 requests await an answer. Run again to go on")
+    assert str(error.value).startswith("vLLM hangs: no step in 3 s, and 4 requests await an answer. Run again to go on")
     assert not psutil.pid_exists(pid)
 
 
 def test_one_that_is_stopped_hangs(start: Callable[..., EngineProcess]) -> None:
-    process = start(stall=1.0)
+    process = start(stall=3.0)
     coming = process.answers(iter(requests()), 4)
     next(coming)
     os.kill(process.child.pid, signal.SIGSTOP)
@@ -113,15 +116,15 @@ def test_one_that_is_stopped_hangs(start: Callable[..., EngineProcess]) -> None:
 
 def test_a_long_answer_is_no_hang(start: Callable[..., EngineProcess]) -> None:
     """Each answer takes twice as long as a hang, in steps that are far shorter."""
-    process = start(steps=40, pause=0.05, stall=1.0)
+    process = start(steps=120, pause=0.05, stall=3.0)
     assert [answer.id for answer in process.answers(iter(requests(2)), 4)] == ["0", "1"]
 
 
 def test_a_parent_that_is_busy_takes_nobody_for_hung(start: Callable[..., EngineProcess]) -> None:
     came = []
-    for answer in start(stall=0.5).answers(iter(requests(3)), 4):
+    for answer in start(stall=2.0).answers(iter(requests(3)), 4):
         came.append(answer.id)
-        time.sleep(0.7)
+        time.sleep(2.5)
     assert came == ["0", "1", "2"]
 
 
@@ -181,13 +184,75 @@ def test_its_own_limit_decides_no_row() -> None:
 @pytest.mark.slow
 def test_vllm_whose_core_is_stopped_hangs_and_is_ended(tiny_model: str) -> None:
     pytest.importorskip("vllm")
-    engine = Vllm(model=tiny_model, args={"dtype": "float32"}, stall=3).build()
+    engine = Vllm(model=tiny_model, args={"dtype": "float32"}, stall=300).build()
     asked = (Request(str(at), [{"role": "user", "content": f"Name {at} rivers"}], at) for at in range(400))
     coming = engine.complete(asked, {"n": 4, "max_tokens": 64})
     next(coming)
     everybody = psutil.Process(engine._process.child.pid).children(recursive=True)
     [core] = [one for one in everybody if "EngineCore" in " ".join(one.cmdline())]
     core.suspend()
-    with pytest.raises(EngineError, match="vLLM hangs: no step in 3 s"):
+    engine._process._stall = 5.0
+    with pytest.raises(EngineError, match="vLLM hangs: no step in 5 s"):
         list(coming)
-    assert not psutil.wait_procs(everybody, timeout=10)[1]
+    assert not psutil.wait_procs(everybody, timeout=60)[1]
+
+
+@pytest.mark.parametrize("habit", ["", "memory"])
+def test_a_call_that_is_given_up_leaves_the_next_one_alone(start: Callable[..., EngineProcess], habit: str) -> None:
+    """Request 5, of which a child with this habit dies, is among those that nobody waits for."""
+    process = start(habit)
+    coming = process.answers(iter(requests()), 9)
+    next(coming)
+    assert [answer.id for answer in process.answers(iter(requests(3)), 9)] == ["0", "1", "2"]
+    assert process.started == {"smaller": bool(habit)}
+
+
+class Falls:
+    """An engine whose first call fails once it is let, and whose other calls answer."""
+
+    model = "falls"
+
+    def __init__(self) -> None:
+        self.let = threading.Event()
+
+    def complete(self, requests: Any, sampling: Any) -> Iterator[Completed]:
+        if not self.let.is_set():
+            self.let.wait(60)
+            raise EngineError("it fell off the table")
+        yield from (Completed(request.id, []) for request in requests if request)
+
+    def close(self) -> None: ...
+
+
+def test_an_engine_that_failed_in_a_call_that_was_given_up_is_not_asked_again() -> None:
+    engine = Falls()
+    before = Feed(1, engine, {}, None)
+    before.exchange(requests(1), 5)
+    feed = Feed(2, engine, {}, before)
+    engine.let.set()
+    answers, _, error = feed.exchange(requests(1), -1)
+    while not (answers or error):
+        answers, _, error = feed.exchange([], -1)
+    assert error and error.what == "it fell off the table"
+
+
+def test_a_revision_that_cannot_be_told_leaves_no_process(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def fails(settings: Any) -> str:
+        raise EngineError("no revision")
+
+    monkeypatch.setattr(vllm, "engine_revision", fails)
+    monkeypatch.setattr(vllm, "EngineProcess", lambda *given, **more: pytest.fail("it was started"))
+    with pytest.raises(EngineError, match="no revision"):
+        Vllm(model=str(tmp_path)).build()
+
+
+def test_a_smaller_batch_of_conversations_holds_the_longest(monkeypatch: pytest.MonkeyPatch) -> None:
+    def made(**args: Any) -> tuple[Any, Any]:
+        found = reward_child._vllm_args({"model": "m", "revision": None, "smaller": True, "args": args})
+        return found["max_num_seqs"], found.get("max_num_batched_tokens")
+
+    monkeypatch.setattr(reward_child, "cpu_defaults", dict)
+    assert made() == (64, None)
+    assert made(max_num_batched_tokens=5000) == (64, 2500)
+    assert made(enable_chunked_prefill=True) == (64, 2048)
+    assert made(max_num_batched_tokens=5000, enable_chunked_prefill=False) == (64, 5000)

@@ -104,6 +104,7 @@ def soon(true: Callable[[], object], seconds: float = 60) -> None:
 def test_all_workers_answer_and_say_what_one_says(fragile: Callable[..., Any], caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO")
     engine = fragile(delay=0.002)
+    soon(lambda: list(engine.complete(iter(asks(["ready?"])), {})) and all(slot.ready for slot in engine._slots), 300)
     assert (engine.model, engine.policy) == ("fragile", {"dtype": "glass"})
     requests = asks([f"question {at}" for at in range(600)])
     came = list(engine.complete(iter(requests), {}))
@@ -140,9 +141,17 @@ def test_a_worker_that_is_killed_is_replaced_and_what_it_had_is_redone(
     fragile: Callable[..., Any], caplog: pytest.LogCaptureFixture
 ) -> None:
     engine = fragile(delay=0.02)
-    requests = asks([f"question {at}" for at in range(300)])
+    requests: list[Request] = []
     came: list[Completed] = []
-    for answer in engine.complete(iter(requests), {}):
+
+    def until_it_answers() -> Iterator[Request]:
+        for request in asks([f"question {at}" for at in range(20_000)]):
+            if len(requests) >= 300 and len(pids(came)) == 3:
+                return
+            requests.append(request)
+            yield request
+
+    for answer in engine.complete(until_it_answers(), {}):
         came.append(answer)
         if len(came) == 40:
             killed = pids(came).most_common(1)[0][0]
@@ -153,16 +162,17 @@ def test_a_worker_that_is_killed_is_replaced_and_what_it_had_is_redone(
     assert "died and is replaced; what it had is redone: its process ended" in caplog.text
 
 
-def test_a_prompt_that_kills_its_worker_is_set_aside_after_two_tries(fragile: Callable[..., Any], tmp_path: Path) -> None:
+def test_a_prompt_that_kills_its_worker_is_set_aside_once_it_was_alone(fragile: Callable[..., Any], tmp_path: Path) -> None:
     engine = fragile(delay=0.002)
     requests = asks([*(f"question {at}" for at in range(50)), "die", *(f"question {at}" for at in range(50, 100))])
     came = list(engine.complete(iter(requests), {}))
     check_answered(came, requests)
     (poisoned,) = [one for one in came if one.error]
     assert poisoned.id == "50: die" and not poisoned.outputs
-    assert poisoned.error == "set aside after 2 tries, each of which ended its worker: its process ended"
     begun = Counter(line.split(" ", 1)[1] for line in (tmp_path / "begun").read_text().splitlines())
-    assert begun["50: die"] == 2
+    tries = begun["50: die"]
+    assert poisoned.error == f"set aside after {tries} tries, each of which ended its worker: its process ended"
+    assert 2 <= tries <= 4, "a hundred requests are cut twice at most"
 
 
 def test_an_engine_that_fails_is_a_worker_that_dies(fragile: Callable[..., Any]) -> None:

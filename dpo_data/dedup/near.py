@@ -46,7 +46,7 @@ def near_duplicates(
 
     `batches` is called twice and must give the same texts each time: first for their band keys, then for those texts alone that
     share one. So texts are not held: memory is some 240 bytes a text, and 8 bytes a unit of the texts that others are compared
-    with. Raises ValueError where the second reading has other texts.
+    with. Raises ValueError where the second reading has another number of texts.
     """
     if not 0 < threshold <= 1:
         raise ValueError(f"threshold {threshold} is not above 0 and at most 1")

@@ -10,6 +10,7 @@ so Ray does it again where a worker dies. A component is the smallest piece of w
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from itertools import islice, pairwise
 from typing import Any, TypeAlias
 
@@ -17,6 +18,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from dpo_data import ray_cluster
 from dpo_data.dedup import near
 from dpo_data.dedup.contamination import Contamination
 from dpo_data.dedup.near import Batch, Part, Twins
@@ -40,8 +42,8 @@ def near_duplicates(ray: Any, sources: Sequence[Source], workers: int, threshold
     """`near.near_duplicates` of all texts of the sources, in their order, by at most so many tasks at once.
 
     Sources are best of some 100,000 texts each: their keys make as many pieces as a quarter of the square of their number, and
-    Ray keeps pieces below 100 KB in the driver. Raises EngineError where Ray gives a task up, ValueError where a source has
-    other texts when it is read again, and what a source raises.
+    Ray keeps pieces below 100 KB in the driver. Raises EngineError where Ray gives a task up or ends, ValueError where a source
+    has another number of texts when it is read again, and what a source raises.
     """
     if not 0 < threshold <= 1:
         raise ValueError(f"threshold {threshold} is not above 0 and at most 1")
@@ -61,22 +63,23 @@ def near_duplicates(ray: Any, sources: Sequence[Source], workers: int, threshold
 
 
 def stored(ray: Any, batches: Iterable[Batch]) -> Iterator[Source]:
-    """The texts of a stream as sources in Ray's object store. Only the one that is being made is held here."""
+    """The texts of a stream as sources in Ray's object store. Only the one that is being made is held here. Raises
+    EngineError."""
     held: list[Part] = []
     for part in near.parts(batches):
         held.append(part)
         if sum(texts.nbytes for texts, _ in held) >= SIZE:
-            yield ray.put(_one(held))
+            yield _put(ray, _one(held))
             held.clear()
     if held:
-        yield ray.put(_one(held))
+        yield _put(ray, _one(held))
 
 
 def overlaps(
     ray: Any, contamination: Contamination, batches: Iterable[Texts], workers: int
 ) -> Iterator[tuple[NDArray[np.int32], NDArray[np.float64]]]:
     """`contamination.overlaps` of the texts of a stream, some SIZE bytes at a time, in their order. Raises EngineError."""
-    held, ready, due = ray.put(contamination), {}, 0
+    held, ready, due = _put(ray, contamination), {}, 0
     for at, [found] in _done(ray, _overlapped, ((held, source) for source in stored(ray, batches)), workers):
         ready[at] = _get(ray, found)
         while due in ready:
@@ -106,27 +109,51 @@ def _done(
     waiting = enumerate(calls)
     while True:
         for at, arguments in islice(waiting, workers - len(running)):
-            made = remote.remote(*arguments)
+            with _told(ray):
+                made = remote.remote(*arguments)
             made = made if returns > 1 else [made]
             running[made[0]] = at, made
         if not running:
             return
-        ended, _ = ray.wait(list(running), num_returns=1, fetch_local=False)
-        yield running.pop(ended[0])
+        yield running.pop(_first(ray, list(running), fetch_local=False))
 
 
 def _in_order(done: Iterator[tuple[int, list[Any]]]) -> list[list[Any]]:
     return [made for _, made in sorted(done, key=lambda one: one[0])]
 
 
+def _put(ray: Any, made: Any) -> Any:
+    """A reference to what was put into the object store. Raises EngineError."""
+    with _told(ray):
+        return ray.put(made)
+
+
 def _get(ray: Any, reference: Any) -> Any:
     """What a task returned. Raises what it raised, and EngineError where Ray has given it up."""
+    with _told(ray):
+        return ray.get(_first(ray, [reference]))
+
+
+def _first(ray: Any, references: list[Any], fetch_local: bool = True) -> Any:
+    """The first of the references that is there. Raises EngineError where our own Ray has ended, and none will ever be."""
+    while True:
+        with _told(ray):
+            ended, _ = ray.wait(references, num_returns=1, timeout=1, fetch_local=fetch_local)
+        if ended:
+            return ended[0]
+        ray_cluster.require()
+
+
+@contextmanager
+def _told(ray: Any) -> Iterator[None]:
+    """What Ray raises in the block is told as what a task raised, or as EngineError."""
     try:
-        return ray.get(reference)
-    except ray.exceptions.RayError as error:
+        yield
+    except (ray.exceptions.RayError, OSError) as error:  # OSError: its processes are gone
         cause = getattr(error, "cause", None)
         if isinstance(cause, Exception) and not isinstance(cause, ray.exceptions.RayError):
             raise cause from None
+        ray_cluster.require()
         raise EngineError(
             f"Ray gave up a task that looks for duplicates: {str(error).splitlines()[0]}",
             "Run again; where memory ran out, with fewer prompts.workers, or on machines that have more.",

@@ -6,14 +6,18 @@ from collections.abc import Iterable, Iterator
 from dpo_data.seams import Completed, Request
 
 TRIES = 2
-"""The deaths of a worker that a request may take part in, the last of them alone, before it is set aside."""
+"""The least deaths of a worker that a request has taken part in, the last of them alone, when it is set aside."""
+PARTS = 8
+"""In so many groups what a dead worker had is tried again. So a death by chance costs so many rounds at most; and one request
+that kills, among thousands, five deaths until it is alone: each costs the start of an engine."""
 
 
 class Deal:
     """One stream of requests among several workers, which are known by a number.
 
-    What a worker had when it died is suspect. Suspects are given out one at a time, to a worker that has nothing else: so the
-    one that kills is known from those that were beside it. Each request is answered once, whoever is first.
+    What a worker had when it died is suspect. Suspects are given out in groups, one at a time, to a worker that has nothing
+    else; a group of which it dies again is cut into smaller ones, down to a single request: so the one that kills is known from
+    those that were beside it. Each request is answered once, whoever is first.
     """
 
     def __init__(self, requests: Iterable[Request | None]):
@@ -22,9 +26,9 @@ class Deal:
         """By worker, what it has and nobody has answered; oldest first."""
         self._holders: dict[str, set[int]] = {}
         self._deaths: Counter[str] = Counter()
-        self._suspects: deque[Request] = deque()
-        self._tests: dict[int, str] = {}
-        """By worker, the suspect that it has."""
+        self._suspects: deque[list[Request]] = deque()
+        self._tests: set[int] = set()
+        """The workers that have a group of suspects."""
         self._careful: set[int] = set()
         """Workers that have died: they see to the suspects, so that the others need not."""
         self.more = True
@@ -41,7 +45,7 @@ class Deal:
         return len(self._given.get(worker, ()))
 
     def give(self, worker: int, most: int) -> list[Request]:
-        """What a worker is to do next: new requests, in their order; or a suspect; or, as soon as there are no more requests
+        """What a worker is to do next: new requests, in their order; or suspects; or, as soon as there are no more requests
         at all, half of what another has, which is then done by both."""
         if worker in self._tests:
             return []
@@ -57,9 +61,9 @@ class Deal:
     def double(self, worker: int) -> list[Request]:
         """Give a worker the newer half of what the one with the most has to itself: this it has hardly begun."""
         alone = [
-            [request for id, request in given.items() if self._holders[id] == {other} and self._tests.get(other) != id]
+            [request for id, request in given.items() if self._holders[id] == {other}]
             for other, given in self._given.items()
-            if other != worker
+            if other != worker and other not in self._tests
         ]
         longest = max(alone, key=len, default=[])
         return self._hand(worker, longest[len(longest) // 2 :])
@@ -80,7 +84,9 @@ class Deal:
 
     def died(self, worker: int, cause: str) -> list[Completed]:
         """A worker is gone: what only it had will be given out again. Returns what is set aside instead."""
-        given, aside = self._given.pop(worker, {}), []
+        given = self._given.pop(worker, {})
+        aside: list[Completed] = []
+        suspects: list[Request] = []
         for id, request in given.items():
             self._deaths[id] += 1
             self._holders[id].discard(worker)
@@ -91,8 +97,10 @@ class Deal:
                 told = f"set aside after {self._deaths[id]} tries, each of which ended its worker: {cause}"
                 aside.append(Completed(id, [], told))
             else:
-                self._suspects.append(request)
-        self._tests.pop(worker, None)
+                suspects.append(request)
+        size = max(1, -(-len(suspects) // PARTS))
+        self._suspects.extend(suspects[at : at + size] for at in range(0, len(suspects), size))
+        self._tests.discard(worker)
         self._careful.add(worker)
         if aside:
             self.more = not self._exhausted
@@ -113,12 +121,11 @@ class Deal:
             yield request
 
     def _test(self, worker: int) -> list[Request]:
-        """Give a worker one suspect, where it has nothing else."""
+        """Give a worker a group of suspects, where it has nothing else."""
         if self.held(worker):
             return []
-        suspect = self._suspects.popleft()
-        self._tests[worker] = suspect.id
-        return self._hand(worker, [suspect])
+        self._tests.add(worker)
+        return self._hand(worker, self._suspects.popleft())
 
     def _hand(self, worker: int, requests: list[Request]) -> list[Request]:
         for request in requests:
@@ -128,5 +135,5 @@ class Deal:
 
     def _take_back(self, worker: int, id: str) -> None:
         del self._given[worker][id]
-        if self._tests.get(worker) == id:
-            del self._tests[worker]
+        if not self._given[worker]:
+            self._tests.discard(worker)

@@ -34,6 +34,9 @@ class EngineProcess:
     start takes is left to vLLM, which ends its own after VLLM_ENGINE_READY_TIMEOUT_S (600 s).
     """
 
+    _left = 0
+    """How many requests the child has."""
+
     def __init__(self, target: str, who: str, settings: Any, stall: float = STALL, **more: Any):
         self._target, self._who, self._settings, self._more = target, who, settings, more
         self._stall = stall
@@ -44,13 +47,15 @@ class EngineProcess:
             self._start_smaller(error)
 
     def answers(self, requests: Iterable[Request | None], window: int, sampling: Sampling | None = None) -> Iterator[Completed]:
-        """Keeps so many requests in the child, and yields each one's answers as they finish. Raises EngineError; and
-        RecipeError where the sampling parameters are refused."""
+        """Keeps so many requests in the child, and yields each one's answers as they finish. What an earlier call was left with
+        is waited for first, and dropped. Raises EngineError; and RecipeError where the sampling parameters are refused."""
         waiting, live = iter(requests), dict[str, Request]()
+        self._drop()
         self._say(sampling)
         while True:
             for request in ready(waiting, window - len(live)):
                 live[request.id] = request
+                self._left = len(live)
                 self.child.send(_message(request))
             if not live:
                 return
@@ -63,11 +68,21 @@ class EngineProcess:
                     self.child.send(_message(request))
                 continue
             del live[answer["id"]]
+            self._left = len(live)
             outputs = [Output(**output) for output in answer.pop("outputs")]
             yield Completed(outputs=outputs, **answer)
 
     def close(self) -> None:
         self.child.close()
+
+    def _drop(self) -> None:
+        """Hear what nobody waits for any more, so that it is not taken for an answer to what is asked next."""
+        try:
+            for left in range(self._left, 0, -1):
+                self._heard(left)
+        except OutOfMemory as error:
+            self._start_smaller(error)
+        self._left = 0
 
     def _start(self) -> None:
         path = find_model(self._settings.model, self._settings.revision)
@@ -86,7 +101,7 @@ class EngineProcess:
             undo.pop_all()
 
     def _start_smaller(self, error: OutOfMemory) -> None:
-        """The one other try. What must be free for it is free: the child has ended, with all that it started."""
+        """The one other try, once the child and all that it started have been ended."""
         if self._smaller:
             raise OutOfMemory(f"{error.what.rstrip('.')}, with a smaller batch too", _remedy(OutOfMemory, "")) from None
         log.warning("%s. Trying once more, with a smaller batch", error.what.rstrip("."))

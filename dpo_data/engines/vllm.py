@@ -49,9 +49,9 @@ class VllmEngine:
         template = chat_template.read(settings.chat_template) if settings.chat_template else None
         log.info("starting vLLM with %s", self.model)
         more = {"chat_template": template, "adapter": find_adapter(settings.adapter)}
+        revision = engine_revision(settings)  # which may fail, so it comes before the start
         self._process = EngineProcess("dpo_data.engines.vllm_child:serve", "vLLM", settings, settings.stall, **more)
-        revision, told = engine_revision(settings), self._process.started["policy"]
-        self.policy = {"revision": revision, "adapter": settings.adapter, **told}
+        self.policy = {"revision": revision, "adapter": settings.adapter, **self._process.started["policy"]}
         log.info("vLLM is ready after %.0f s", time.monotonic() - began)
 
     def complete(self, requests: Iterable[Request | None], sampling: Sampling) -> Iterator[Completed]:

@@ -21,7 +21,8 @@ LINGER = 0.02
 @dataclass(slots=True)
 class Told:
     """What a worker says: of itself when it has started, and then what is answered. `backlog`: how many requests its engine has
-    not taken yet. `log`: what it has logged since, as (logger, level, text). `error`: what ended the engine."""
+    not taken yet. `log`: what it has logged since, as (logger, level, text). `error`: what ended the engine. `lost`: this is
+    said of it, since its process has ended."""
 
     answers: list[Completed] = field(default_factory=list)
     backlog: int = 0
@@ -29,6 +30,7 @@ class Told:
     policy: dict[str, Any] | None = None
     log: list[tuple[str, int, str]] = field(default_factory=list)
     error: DpoDataError | None = None
+    lost: bool = False
 
 
 class Worker:
@@ -108,6 +110,8 @@ class Feed:
         try:
             if self._before:
                 self._before.end()
+                if self._before._error:
+                    raise self._before._error
                 self._before = None
             while not self._ended:
                 for answer in self._engine.complete(self._requests(), self._sampling):

@@ -2,6 +2,7 @@
 cluster. Requests are dealt out as they are wanted, and answers come as they finish."""
 
 import logging
+import math
 import os
 import time
 from collections.abc import Iterable, Iterator
@@ -12,14 +13,18 @@ from typing import Any
 from dpo_data import ray_cluster
 from dpo_data.engines.deal import Deal
 from dpo_data.engines.worker import Told, Worker
-from dpo_data.errors import DpoDataError, EngineError, RecipeError
+from dpo_data.errors import EngineError, OutOfDisk, OutOfMemory, RecipeError
 from dpo_data.seams import Completed, Request, Sampling
 
 PIECE = 32
 """The least backlog of a worker, in requests. New ones come in pieces of at least half of it, all one after the other, for what
 stands side by side may share a prefix; one that answers fast gets twice what it has answered since it was last asked."""
 DEATHS = 3
-"""Deaths of a worker in a row, without an answer in between, after which it is not replaced."""
+"""Deaths of a worker in a row while it had no request, after which the run ends: they start in vain."""
+TRIALS = 12
+"""Deaths of a worker in a row while it had requests, without an answer in between, after which the run ends. Each but the last
+narrows down what kills, or sets it aside: it takes five to find one request among thousands, and one more for each that
+stands beside it."""
 PATIENCE = 30.0
 """Seconds without any answer, after which those who wait take over from those who work."""
 
@@ -29,7 +34,8 @@ log = logging.getLogger(__name__)
 @dataclass(slots=True)
 class Slot:
     """A worker's place: the Ray actor that now holds it, what was last asked of that and not heard yet, for which `call` of
-    `complete` that was, and how the worker fares."""
+    `complete` that was, and how the worker fares. `deaths` are those since its last answer, `vain` those since it last had a
+    request."""
 
     number: int
     actor: Any
@@ -39,6 +45,7 @@ class Slot:
     backlog: int = 0
     target: int = PIECE
     deaths: int = 0
+    vain: int = 0
 
 
 class Workers:
@@ -59,7 +66,9 @@ class Workers:
             log.info("starting %d workers with %s GPUs each", settings.workers, settings.gpus_per_worker)
             while not any(slot.ready for slot in self._slots):
                 for slot in self._heard():
-                    self._listen(slot)
+                    told = self._listen(slot)
+                    if told.error:
+                        self._replace(slot, told, 0)
             self._undo = undo.pop_all()
 
     def complete(self, requests: Iterable[Request | None], sampling: Sampling) -> Iterator[Completed]:
@@ -76,7 +85,9 @@ class Workers:
                 told = self._listen(slot)
                 answers = deal.answered(told.answers if slot.call == self._calls else [])
                 if told.error:
+                    held = deal.held(slot.number)
                     answers += deal.died(slot.number, told.error.what)
+                    self._replace(slot, told, held)
                 if answers:
                     last = time.monotonic()
                 yield from answers
@@ -106,22 +117,26 @@ class Workers:
         return [asked[one] for one in told]
 
     def _listen(self, slot: Slot) -> Told:
-        """What a worker tells; one whose `error` is set is dead, and replaced. Raises that error where this helps no more."""
+        """What a worker tells; one whose `error` is set is dead. Raises EngineError where its machine cannot make a worker."""
         try:
             told: Told = self._ray.get(slot.asked)
         except self._ray.exceptions.RayError as error:
             log.debug("worker %d: %s", slot.number, error)
-            told = Told(error=EngineError(_cause(error)))
+            if getattr(error, "actor_init_failed", False):
+                raise EngineError(
+                    f"Worker {slot.number} cannot be made: … {' '.join(str(error).split())[-400:]}",
+                    "Install the same dpo-data on every machine of the cluster.",
+                ) from None
+            told = Told(error=EngineError(_cause(error)), lost=True)
         slot.asked = None
         for name, level, text in told.log:
             logging.getLogger(name).log(level, "worker %d: %s", slot.number, text)
-        if told.error:
-            self._replace(slot, told.error)
-        elif not slot.ready:
+        if told.answers:
+            slot.deaths = slot.vain = 0
+        if not slot.ready and not told.error:
             self._join(slot, told)
         else:
             slot.backlog, slot.target = told.backlog, max(PIECE, 2 * len(told.answers))
-            slot.deaths = 0 if told.answers else slot.deaths
         return told
 
     def _join(self, slot: Slot, told: Told) -> None:
@@ -134,17 +149,20 @@ class Workers:
         self.model, self.policy, slot.ready = told.model, told.policy, True
         log.info("worker %d is ready", slot.number)
 
-    def _replace(self, slot: Slot, error: DpoDataError) -> None:
-        """Start another worker in the place of one that died. Raises what helps no more: where none has ever started, where the
-        recipe is at fault, and after too many deaths."""
+    def _replace(self, slot: Slot, told: Told, held: int) -> None:
+        """Start another worker in the place of one that died with so many requests. Raises its error where this helps no
+        more: where its engine says what another one would say too, as none has ever started; and after too many deaths."""
+        error = told.error
+        assert error
         ray_cluster.require()
-        slot.deaths += 1
         self._ray.kill(slot.actor)
-        if not self.model or isinstance(error, RecipeError):
+        if isinstance(error, RecipeError | OutOfMemory | OutOfDisk) or not (self.model or told.lost):
             raise error
-        if slot.deaths >= DEATHS:
+        slot.deaths, slot.vain = slot.deaths + 1, 0 if held else slot.vain + 1
+        if slot.vain >= DEATHS or slot.deaths >= TRIALS:
+            times = slot.vain if slot.vain >= DEATHS else slot.deaths
             raise type(error)(
-                f"Worker {slot.number} died {slot.deaths} times in a row and answered nothing in between: {error.what}",
+                f"Worker {slot.number} died {times} times in a row and answered nothing in between: {error.what}",
                 error.remedy or "Mend the cause and run again to go on: finished shards are kept.",
             )
         log.warning("worker %d died and is replaced; what it had is redone: %s", slot.number, error.what)
@@ -159,10 +177,12 @@ class Workers:
 
     def _room(self, workers: int) -> None:
         """Raises EngineError where this machine has not the GPUs. A cluster may grow, and those wait that have no room yet."""
-        wanted, there = workers * self._settings.gpus_per_worker, self._ray.cluster_resources().get("GPU", 0)
-        if wanted > there and ray_cluster.is_own():
+        each, there = self._settings.gpus_per_worker, self._ray.cluster_resources().get("GPU", 0)
+        wanted = workers * each
+        if ray_cluster.is_own() and workers > _places(each, there):
+            apart = "" if wanted > there else f", where {_places(each, there)} have room: what is left of two makes no third"
             raise EngineError(
-                f"{workers} workers with {self._settings.gpus_per_worker:g} GPUs each want {wanted:g}, and there are {there:g}",
+                f"{workers} workers with {each:g} GPUs each want {wanted:g}, and there are {there:g}{apart}",
                 "Lower workers or gpus_per_worker (0 on a CPU), or name a larger cluster in RAY_ADDRESS.",
             )
         if wanted > there:
@@ -175,6 +195,13 @@ class Workers:
             self._ray.wait(closed, num_returns=len(closed), timeout=20)
         for slot in self._slots:
             self._ray.kill(slot.actor)
+
+
+def _places(each: float, there: float) -> float:
+    """How many workers with so many GPUs each have room on so many: one that wants less than a GPU has it of a single one."""
+    if not each:
+        return math.inf
+    return int(there) * int(1 / each + 1e-9) if each < 1 else there // each
 
 
 def _cause(error: Exception) -> str:

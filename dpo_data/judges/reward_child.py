@@ -89,12 +89,14 @@ def unsupported(settings: dict[str, Any]) -> str | None:
 
 
 def _vllm_args(settings: dict[str, Any]) -> dict[str, Any]:
-    """Engine arguments, those of the recipe over ours. A length of −1 is as long as the model takes and memory holds."""
+    """Engine arguments, those of the recipe over ours. A length of −1 is as long as the model takes and memory holds. A smaller
+    batch has fewer tokens only where the recipe says how many, or that a conversation may be read in several steps."""
     cpu = {**cpu_defaults(), "dtype": "float32"} if cpu_defaults() else {}
     model, revision = settings["model"], settings["revision"]
     ours = {"model": model, "revision": revision, "tokenizer_revision": revision, "runner": "pooling", "max_model_len": -1}
     args = {**ours, **cpu, **settings["args"]}
-    return {**args, **smaller(args)} if settings.get("smaller") else args
+    in_steps = {"enable_chunked_prefill": "max_num_batched_tokens" in args}
+    return {**args, **smaller({**in_steps, **args})} if settings.get("smaller") else args
 
 
 def _encoder(tokenizer: Any, limit: int, ending: int | None = None) -> Encode:
