@@ -54,7 +54,8 @@ def shots(seeds: int) -> dict[str, list[list[Shot]]]:
                 Shot("child", kill, "train", 0),
                 Shot("child", term, "train", 1),
                 Shot("engine", kill, "evaluate", 0),
-                Shot("run", kill, "evaluate", 1),
+                Shot("engine", term, "evaluate", 1),
+                Shot("run", kill, "evaluate", 2),
             ]
         ],
         "flow": [[Shot("flow", one, stage, 0) for one, stage in zip(SIGNALS, early, strict=False)]],

@@ -38,7 +38,7 @@ WAYS = {
     "plain": "one `LLM.generate`, neither",
     "seeds": "n × `LLM.generate` with n = 1, another seed each",
     "pipeline": "**the sample stage**",
-    "server": "**the sample stage**, by vLLM's server",
+    "server": "**the sample stage**, by vLLM's server, 256 prompts at a time",
     "distilabel": "distilabel's client, by that server, 50 prompts at a time as it comes",
     "distilabel-all": "distilabel's client, by that server, all prompts at once",
 }
@@ -151,7 +151,7 @@ def start(setting: Setting, model: str, names: list[str], stack: ExitStack) -> d
     if {"server", "distilabel", "distilabel-all"} & set(names):
         with starting("vLLM's server"):
             url = stack.enter_context(serving(model, setting.args))
-        ways["server"] = _stage({"type": "server", "base_url": url, "model": model}, stack)
+        ways["server"] = _stage({"type": "server", "base_url": url, "model": model, "concurrency": 256}, stack)
         batches = {"distilabel": 50, "distilabel-all": 10**9}
         ways |= {name: _distilabel(url, model, batch, stack) for name, batch in batches.items() if name in names}
     return {name: ways[name] for name in WAYS if name in names}

@@ -274,6 +274,7 @@ class Stopped(BaseException):
 
 
 def _stop(number: int, frame: Any) -> None:
+    sys.unraisablehook = lambda _: None  # what was half made here cannot be taken apart in order, and Python would say so
     raise Stopped(number)
 
 

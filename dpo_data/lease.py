@@ -179,16 +179,21 @@ def _write(url: str, owner: Owner, version: str | None) -> str:
                     raise _in_use(url, lease and lease.owner) from None
             else:
                 raise
-        fs.invalidate_cache()
-        return object_of(fs.info(url)).version
+    written = _found(url)
+    if written is None:  # somebody deleted it since
+        return _write(url, owner, None)
+    if not written.is_of(owner):
+        raise _in_use(url, written.owner)
+    return written.object.version
 
 
 def _found(url: str) -> Lease | None:
     with reached(url) as fs:
         fs.invalidate_cache()
-        if not fs.exists(url):
+        try:
+            told, data = object_of(fs.info(url)), fs.cat_file(url)
+        except FileNotFoundError:
             return None
-        told, data = object_of(fs.info(url)), fs.cat_file(url)
     try:
         facts = json.loads(data)
         owner = Owner(**{name: facts[name] for name in Owner.__dataclass_fields__})

@@ -1,5 +1,6 @@
 """A run leaves in another program's format: what fits is read again unchanged, what does not is kept with its reason."""
 
+import hashlib
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -172,7 +173,11 @@ def test_what_is_asked_wrong_is_said(tmp_path: Path) -> None:
 def test_an_export_that_fails_leaves_nothing(tmp_path: Path) -> None:
     run = a_run(tmp_path / "run", SMALL)
     path = run.stage("pair").path / "test.parquet"
-    path.write_bytes(b"x" * path.stat().st_size)
+    path.write_bytes(data := b"x" * path.stat().st_size)
+    manifest = run.stage("pair").path / "manifest.json"
+    told = json.loads(manifest.read_text())
+    next(file for file in told["files"] if file["name"] == path.name)["sha256"] = hashlib.sha256(data).hexdigest()
+    manifest.write_text(json.dumps(told))
     with pytest.raises(InputError, match=r"test\.parquet cannot be read"):
         export(run, "trl", tmp_path / "out")
     assert [path.name for path in tmp_path.iterdir()] == ["run"]

@@ -35,11 +35,10 @@ def test_every_fault_is_survived(injected: list[Injected]) -> None:
 def test_they_are_fifty_and_more_at_every_stage_and_process(injected: list[Injected]) -> None:
     assert len(injected) >= 50
     assert {one.stage for one in injected} == {"sample", "rank", "pair", "train", "evaluate", "publish"}
-    for victim in ("run", "child", "flow", "Prefect's worker"):
+    for victim in ("run", "child", "engine", "flow", "Prefect's worker"):
         assert {f"{kind} of the {victim}".replace("the Prefect", "Prefect") for kind in ("SIGKILL", "SIGTERM")} <= {
             one.fault for one in injected
         }
-    assert "SIGKILL of the engine" in {one.fault for one in injected}
 
 
 @pytest.fixture
@@ -90,3 +89,24 @@ def test_no_row_hangs_on_the_clock(case: Case) -> None:
     process.kill()
     process.communicate()
     assert rows(whole(jumping, "jumping")) == rows(like)
+
+
+HALF = """import os, signal
+from dpo_data import cli
+class Half:
+    def __init__(self):
+        os.kill(os.getpid(), signal.SIGTERM)
+        self.whole = True
+    def __del__(self):
+        self.whole
+signal.signal(signal.SIGTERM, cli._stop)
+try:
+    Half()
+except cli.Stopped as stopped:
+    print(stopped.number)
+"""
+
+
+def test_what_was_half_made_as_the_signal_came_says_nothing() -> None:
+    done = subprocess.run([sys.executable, "-c", HALF], capture_output=True, text=True, check=False)
+    assert (done.stdout, done.stderr) == ("15\n", "")

@@ -2,7 +2,7 @@
 
 import math
 from collections import Counter
-from pathlib import Path
+from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
 
@@ -55,8 +55,21 @@ def files(rows: dict[str, int]) -> list[dict[str, Any]]:
     return [{"name": f"{stem}.parquet", "rows": count} for stem, count in rows.items()]
 
 
+@dataclass
+class Run:
+    """What a report reads of a run directory: how it is called, and the manifests of its stages."""
+
+    manifests: dict[str, Any]
+
+    def __str__(self) -> str:
+        return "runs/x"
+
+    def stage(self, name: str) -> Any:
+        return SimpleNamespace(manifest=self.manifests.get(name))
+
+
 def run_of(manifests: dict[str, Any]) -> Any:
-    return SimpleNamespace(path=Path("runs/x"), stage=lambda name: SimpleNamespace(manifest=manifests.get(name)))
+    return Run(manifests)
 
 
 @given(st.lists(st.sampled_from(FATES), min_size=1))

@@ -392,6 +392,9 @@ def test_the_same_text_gets_the_same_score_and_is_asked_once(folder: str, tmp_pa
 
 def test_auto_says_why_it_takes_transformers(model: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("vllm")
+    monkeypatch.setitem(
+        sys.modules, "ray", None
+    )  # vLLM would import it, for good, and other tests tell it first where to listen
     ctrl = model("ctrl", "own", n_embd=128, n_layer=2, n_head=4, dff=256, n_positions=1024)
     took, chats = reward_child.load(settings(ctrl, "auto")), conversations(6)
     assert took.started["backend"] == "transformers (vLLM has no CTRLForSequenceClassification of its own)"

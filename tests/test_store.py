@@ -788,9 +788,10 @@ class TestTheLease:
     def test_of_two_that_begin_at_once_one_is_refused(
         self, url: str, machine: Machine, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(lease, "_found", lambda url: None)  # neither saw the other's
-        with lease.held(Store(url)), pytest.raises(InUse, match="another process"), lease.held(Store(url)):
-            pass
+        with lease.held(Store(url)):
+            monkeypatch.setattr(lease, "_found", lambda url: None)  # the second saw none, for it looked before
+            with pytest.raises(InUse, match="another process"), lease.held(Store(url)):
+                pass
 
 
 def put_lease(url: str, owner: Owner, place: str = "elsewhere") -> None:

@@ -108,4 +108,4 @@ def combined() -> Iterator[None]:
     try:
         yield
     except (ValueError, NotImplementedError) as error:
-        raise TrainError(f"TRL refuses the training arguments: {error}", "Mend [train.args].") from None
+        raise TrainError(f"TRL refuses the training arguments: {error}", "Mend [train.args].") from error
