@@ -102,7 +102,11 @@ def run_all(ways: dict[str, Way], job: Job, first: int) -> dict[str, Told]:
         with watching() as used:
             done = ways[name](job)
         told[name] = replace(done, cpu=cpu_seconds() - before, used=used)
-        print(f"n = {job.n}, {name}: {done.rate:,.0f} tokens/s, {told[name].rate_by_cpu:,.0f} a CPU-second", file=sys.stderr)
+        made = f"{sum(done.tokens):,} tokens in {done.seconds:.1f} s"
+        print(
+            f"n = {job.n}, {name}: {made}, {done.rate:,.0f} a second, {told[name].rate_by_cpu:,.0f} a CPU-second",
+            file=sys.stderr,
+        )
     return {name: told[name] for name in names}
 
 

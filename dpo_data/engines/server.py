@@ -9,6 +9,8 @@ from dpo_data.seams import Settings
 class Server(Settings):
     """A chat server at `base_url`. The key comes from the environment variable `key_env` alone.
 
+    `concurrency`: prompts that are asked at once; a server of your own is busy with as many answers as it batches (vLLM:
+    `max_num_seqs`), and a prompt brings n of them.
     `logprobs`: ask for the answers' log-probs, which also counts their tokens; turn it off where a server refuses.
     `structured`: hold a judge's answers to their JSON schema; without, its prompt alone asks for JSON.
     """
