@@ -175,6 +175,15 @@ def test_a_run_that_is_half_done(copy: tuple[Recipe, RunDir], finished: int) -> 
     assert told["name"] in (run.path / "report.html").read_text()
 
 
+@pytest.mark.parametrize("name", ["sample", "rank", "pair", "train"])
+def test_a_stage_in_the_middle_that_is_redone(copy: tuple[Recipe, RunDir], name: str) -> None:
+    made, run = copy
+    (run.stage(name).path / "manifest.json").unlink()
+    told = report(made, run)
+    assert (told["train"] is None, told["evaluate"] is None) == ((True, True) if name == "train" else (False, False))
+    assert told["name"] in (run.path / "report.html").read_text()
+
+
 def test_an_empty_folder_has_a_report_too(recipe: Make, tmp_path: Path) -> None:
     told = report(recipe(), RunDir(tmp_path / "new"))
     assert {stage["state"] for stage in told["stages"].values()} == {"not begun"}

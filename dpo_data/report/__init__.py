@@ -152,6 +152,8 @@ def gather(recipe: Recipe, run: RunDir) -> tuple[schema.Report, dict[str, str]]:
     from dpo_data.report.plots import curves_svg, histogram_svg, lengths_svg
 
     manifests = {name: manifest for name in FOLDERS if (manifest := run.stage(name).manifest)}
+    if "train" not in manifests:
+        manifests.pop("evaluate", None)  # it tells of a model that is being made anew
     plots: dict[str, str] = {}
     examples = schema.Examples(pairs=[], evaluate=[])
     made, lengths, margin, scores = None, None, None, None
