@@ -1,6 +1,7 @@
 """A model in a process of its own that hangs is ended, and one whose memory does not suffice gets one smaller batch."""
 
 import logging
+import multiprocessing
 import os
 import signal
 import threading
@@ -35,6 +36,10 @@ class Slow:
         self._smaller = settings["smaller"]
         if (habit == "start" and not self._smaller) or habit == "start always":
             raise RuntimeError(CUDA)
+        if habit.startswith("core"):
+            multiprocessing.Process(target=time.sleep, args=(0.2,), name="EngineCore").start()
+            time.sleep(1.0 if habit == "core, told" else 600)
+            raise RuntimeError("why it died")
 
     @property
     def live(self) -> int:
@@ -63,8 +68,8 @@ class Slow:
 
 
 def serve(parent: Parent) -> None:
-    habit, steps, pause = os.environ["HABIT"].split(",")
-    vllm_child.BEAT = 0.05
+    habit, steps, pause = os.environ["HABIT"].rsplit(",", 2)
+    vllm_child.BEAT, vllm_child.GRACE = 0.05, 5.0
     keep_answering(parent, lambda settings: Slow(settings, int(steps), float(pause), habit))
 
 
@@ -102,6 +107,16 @@ def test_one_that_hangs_is_ended_and_what_came_before_is_kept(start: Callable[..
     assert came == ["0", "1", "2", "3", "4"]
     assert str(error.value).startswith("vLLM hangs: no step in 3 s, and 4 requests await an answer. Run again to go on")
     assert not psutil.pid_exists(pid)
+
+
+@pytest.mark.parametrize(
+    ("habit", "words"), [("core", "vLLM's engine core ended with exit code 0"), ("core, told", "why it died")]
+)
+def test_a_core_that_dies_before_it_has_started_is_no_endless_wait(
+    start: Callable[..., EngineProcess], habit: str, words: str
+) -> None:
+    with pytest.raises(EngineError, match=words):
+        start(habit)
 
 
 def test_one_that_is_stopped_hangs(start: Callable[..., EngineProcess]) -> None:

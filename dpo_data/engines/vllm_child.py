@@ -21,6 +21,8 @@ from dpo_data.rows import content_id
 
 BEAT = 1.0
 """Seconds between two signs of life to the parent, each after a step: none comes of an engine that hangs in one."""
+GRACE = 30.0
+"""Seconds in which vLLM says why its core died while it started, if it does."""
 
 
 class Steps(Protocol):
@@ -47,7 +49,8 @@ def serve(parent: Parent) -> None:
 
 def keep_answering(parent: Parent, make: Callable[[dict[str, Any]], Steps]) -> None:
     """Make what answers of the settings that come first, then answer requests for as long as the parent lives."""
-    settings = parent.receive()
+    settings, started = parent.receive(), threading.Event()
+    threading.Thread(target=_watch, args=[started], daemon=True).start()
     try:
         engine = make(settings)
     except EngineError as error:
@@ -57,7 +60,7 @@ def keep_answering(parent: Parent, make: Callable[[dict[str, Any]], Steps]) -> N
         traceback.print_exc()
         parent.send({"failed": line(error)})
         return
-    threading.Thread(target=_watch, daemon=True).start()
+    started.set()
     parent.send(engine.started)
     told = time.monotonic()
     while True:
@@ -74,13 +77,19 @@ def keep_answering(parent: Parent, make: Callable[[dict[str, Any]], Steps]) -> N
                 told = time.monotonic()
 
 
-def _watch() -> None:
-    """vLLM waits for ever for the answer of a core that was killed, as for its memory: go with it, so that the parent hears."""
-    cores: dict[Any, Any] = {core.sentinel: core for core in multiprocessing.active_children()}
-    for dead in connection.wait(list(cores)):
-        cores[dead].join()
-        print(f"RuntimeError: vLLM's engine core ended with exit code {cores[dead].exitcode}", file=sys.stderr, flush=True)
-        os._exit(1)
+def _watch(started: threading.Event) -> None:
+    """vLLM waits for ever for the answer of a core that was killed, as for its memory: go with it, so that the parent hears.
+    Where it has not started yet, it may say better what its core died of, and is given the time."""
+    cores: dict[Any, Any] = {}
+    dead: list[Any] = []
+    while not dead:
+        whole = started.is_set()
+        cores |= {one.sentinel: one for one in multiprocessing.active_children() if whole or one.name.startswith("EngineCore")}
+        dead = connection.wait(list(cores), None if whole else BEAT)
+    cores[dead[0]].join()
+    started.wait(GRACE)
+    print(f"RuntimeError: vLLM's engine core ended with exit code {cores[dead[0]].exitcode}", file=sys.stderr, flush=True)
+    os._exit(1)
 
 
 class _Engine:
