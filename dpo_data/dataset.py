@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 
 from dpo_data.errors import PublishError
 from dpo_data.files import parquet_writers, read_table
+from dpo_data.provenance import file_hash
 from dpo_data.rows import PreferencePair, Ranking, Sample
 from dpo_data.rundir import RunDir
 from dpo_data.tables import SCHEMAS, SOMETIMES, present, schema_of
@@ -139,6 +140,8 @@ def _pairs(run: RunDir, manifest: dict[str, Any], declared: pa.Schema) -> Iterat
     told = {facts["name"]: facts for facts in manifest["files"]}
     for split in ("train", "test"):
         file, facts = run.stage("pair").path / f"{split}.parquet", told[f"{split}.parquet"]
+        if file_hash(file) != facts["sha256"]:  # read once more: what leaves is looked at as it is now
+            raise _mismatch(file, "it is not the file that the stage wrote")
         if facts["rows"]:
             yield _checked(DataFile("default", split, 0, file, declared, facts["rows"]))
 

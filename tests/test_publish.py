@@ -409,13 +409,25 @@ def test_a_file_that_is_not_what_it_says_is_not_published(finished: Finished, tm
         gather(run, tmp_path, judgments=False)
 
 
-def test_a_pair_file_of_the_same_size_but_other_bytes_is_not_published(finished: Finished, tmp_path: Path) -> None:
+@pytest.mark.parametrize("time_too", [False, True])
+def test_a_pair_file_of_the_same_size_but_other_bytes_is_not_published(
+    finished: Finished, tmp_path: Path, time_too: bool
+) -> None:
+    """Nor where its time of change is the same as well, and its hash was known to be right."""
     _, run = finished()
+    run.stage("pair").require()
     path = run.stage("pair").path / "train.parquet"
-    data = bytearray(path.read_bytes())
+    times, data = path.stat(), bytearray(path.read_bytes())
     data[100] ^= 1
     path.write_bytes(data)
-    with pytest.raises(InputError, match=r"train\.parquet is gone or changed since"):
+    if time_too:
+        os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+    kind, words = (
+        (PublishError, "it is not the file that the stage wrote")
+        if time_too
+        else (InputError, r"train\.parquet is gone or changed since")
+    )
+    with pytest.raises(kind, match=words):
         gather(run, tmp_path, judgments=False)
 
 
