@@ -3,7 +3,7 @@
     python benchmarks/faults.py [--seeds N]
 
 A run begins in a process of its own, and at a moment that the seed decides one of its processes gets SIGKILL or SIGTERM. It is
-survived where nothing of the run goes on living, and run again it ends well, without a temporary file, and with the same
+survived where nothing of the run goes on living and no temporary file of it is left, and run again it ends well, with the same
 samples, rankings and pairs, byte for byte, as a run that nobody touched. All is real: vLLM and the trainer with a tiny model on
 the CPU, the Hub and Prefect's server on loopback.
 """

@@ -5,7 +5,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from typing import Any
 import httpx
 import psutil
 from striking import MARK, Case, Injected, Shot, chains, finish, left, rows
-from usage import free_port
+from usage import free_port, wait
 
 from dpo_data.rundir import RunDir
 
@@ -161,12 +161,3 @@ def _worker_struck(
 
 def _is_worker(process: psutil.Process) -> bool:
     return [part for part in process.cmdline() if part in ("worker", "start")] == ["worker", "start"]
-
-
-def wait(done: Callable[[], Any], seconds: float) -> Any:
-    """What `done` says as soon as it says anything."""
-    until = time.monotonic() + seconds
-    while not (found := done()):
-        assert time.monotonic() < until, f"not within {seconds:g} s"
-        time.sleep(0.1)
-    return found

@@ -1,6 +1,7 @@
 """What `sample.py` measures, on a GPU: bf16, a Llama of 1.1B random parameters, prompts of 150 words and answers of 200 tokens.
 
-    python benchmarks/gpu_sample.py [--n 1 8 32] [--only raw pipeline] [--rounds 3] [--answers 2048] [--workers 1] [--args JSON]
+    python benchmarks/gpu_sample.py [--n 1 8 32] [--only raw pipeline] [--rounds 3] [--answers 2048] [--prompt 150] \
+        [--sizes JSON] [--workers 1] [--args JSON]
 
 `--n` and `--only` choose a part, where time is short. `--workers` are the sample stage's: where they are more than the GPUs,
 those that share one share the memory that one engine has, too. `--args` are more of vLLM's engine arguments, for every way.
@@ -31,7 +32,7 @@ ARGS = {
     "kv_cache_memory_bytes": 16 * 2**30,
 }
 """Three engines share the GPU's memory, by turns idle."""
-GPU = Setting(SIZES, 32_000, prompt=150, answer=200, max_tokens=1024, answers=2048, args=ARGS, shard_size=32)
+GPU = Setting(SIZES, 32_000, prompt=150, answer=200, max_tokens=1024, answers=2048, args=ARGS)
 TINY = replace(SETTING, vocabulary=400, prompt=8, answer=6, max_tokens=16)
 
 
@@ -43,6 +44,8 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", choices=list(WAYS), default=list(WAYS))
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--answers", type=int, help="how many a round has")
+    parser.add_argument("--prompt", type=int, help="words of a prompt, in the median")
+    parser.add_argument("--sizes", type=json.loads, default={}, help="more of the model's LlamaConfig, as JSON")
     parser.add_argument("--workers", type=int, default=1, help="of the sample stage")
     parser.add_argument("--args", type=json.loads, default={}, help="more of vLLM's engine arguments, as JSON")
     given = parser.parse_args()
@@ -50,8 +53,10 @@ def main() -> None:
     setting = replace(
         setting,
         answers=given.answers or setting.answers,
+        prompt=given.prompt or setting.prompt,
         rounds=given.rounds,
         workers=given.workers,
+        sizes={**setting.sizes, **given.sizes},
         args={**setting.args, **given.args},
     )
     with tempfile.TemporaryDirectory() as folder:

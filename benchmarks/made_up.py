@@ -13,6 +13,8 @@ from dpo_data.formats.prompts import Prompts, read_prompts
 from dpo_data.rows import Message
 
 SEED = 0
+SHARD = 256
+"""Answers in a shard: the rows of a shard by default, where n is 1."""
 SPREAD = 0.8
 """σ of the log-normal lengths of prompts."""
 
@@ -30,7 +32,6 @@ class Setting:
     answers: int
     args: dict[str, Any]
     rounds: int = 3
-    shard_size: int = 16
     workers: int = 1
 
 
@@ -92,7 +93,7 @@ def make_job(setting: Setting, model: str, folder: Path, n: int, prompts: int) -
         id: tokenizer.apply_chat_template(turns, add_generation_prompt=True, return_dict=False)
         for id, turns in messages.items()
     }
-    return Job(n, path, messages, ids, {**sampling, "logit_bias": {str(tokenizer.eos_token_id): bias}}, setting.shard_size)
+    return Job(n, path, messages, ids, {**sampling, "logit_bias": {str(tokenizer.eos_token_id): bias}}, max(8, SHARD // n))
 
 
 def _text(dice: random.Random, setting: Setting, words: int) -> str:

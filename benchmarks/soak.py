@@ -25,7 +25,7 @@ from typing import Any
 
 import httpx
 import psutil
-from usage import free_port
+from usage import free_port, wait
 
 from dpo_data.rundir import RunDir
 from flows import deploy
@@ -118,7 +118,7 @@ def soak(folder: Path, minutes: int) -> Soaked:
         [hung] = [run for run in begun if done.get(run["id"]) == "hung"]
         assert ask(f"/flow_runs/{hung['id']}")["state_type"] == "RUNNING"
         _cancel(ask, hung)
-        _wait(lambda: ask(f"/flow_runs/{hung['id']}")["state_type"] in ENDED, 120)
+        wait(lambda: ask(f"/flow_runs/{hung['id']}")["state_type"] in ENDED, 120)
         told.fired = [_told(folder, ask, run["id"], done.get(run["id"], "")) for run in begun]
         told.database.append(_database(folder))
     told.left += [str(pid) for pid in pids if psutil.pid_exists(pid)]
@@ -199,7 +199,7 @@ def _deployed(folder: Path, told: Soaked) -> Iterator[tuple["subprocess.Popen[st
         command = [sys.executable, deploy.__file__, "--port", str(port)]
         process = subprocess.Popen(command, cwd=folder, env=env, stdout=said, stderr=said, text=True)
     try:
-        _wait(lambda: "started!" in (folder / "said.txt").read_text() or process.poll() is not None, 300)
+        wait(lambda: "started!" in (folder / "said.txt").read_text() or process.poll() is not None, 300)
         with httpx.Client(base_url=f"http://127.0.0.1:{port}/api", timeout=60) as client:
 
             def ask(path: str, body: Any = None) -> Any:
@@ -219,13 +219,6 @@ def _deployed(folder: Path, told: Soaked) -> Iterator[tuple["subprocess.Popen[st
         process.send_signal(signal.SIGINT)
         process.wait(60)
         told.left += [str(one) for one in psutil.wait_procs(everybody, timeout=5)[1]]
-
-
-def _wait(done: Callable[[], Any], seconds: float) -> None:
-    until = time.monotonic() + seconds
-    while not done():
-        assert time.monotonic() < until, f"not within {seconds} s"
-        time.sleep(0.2)
 
 
 def main() -> None:

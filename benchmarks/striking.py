@@ -5,6 +5,7 @@ import random
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -44,13 +45,17 @@ class Case:
     command: tuple[str, ...] = ("-m", "dpo_data.cli", "run")
 
     def begin(self, run: RunDir, mark: str = "") -> "subprocess.Popen[str]":
-        """The run in a process of its own, which goes on where it was."""
+        """The run in a process of its own, which goes on where it was. Marked, it has its own folder of temporary files."""
+        temp = {}
+        if mark:
+            _temp(mark).mkdir(exist_ok=True)
+            temp = {"TMPDIR": str(_temp(mark))}
         file = self.folder / f"{run.path.name}.toml"
         file.write_text(self.recipe.replace("{run}", run.path.name))
         return subprocess.Popen(
             [sys.executable, *self.command, file.name, "--run", run.path.name],
             cwd=self.folder,
-            env={**os.environ, **ONE_CORE, **self.env, MARK: mark},
+            env={**os.environ, **ONE_CORE, **self.env, **temp, MARK: mark},
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
             text=True,
@@ -131,8 +136,8 @@ def strike(case: Case, run: RunDir, shot: Shot, moment: float) -> tuple[str, str
         return "", ""
     if not struck:
         return stage, f"it ended before: {told}"
-    if alive := left(mark):
-        return stage, f"processes were left: {alive}"
+    if found := left(mark):
+        return stage, f"left behind: {found}"
     return stage, _end(shot, process.returncode, told)
 
 
@@ -147,8 +152,8 @@ def finish(case: Case, run: RunDir, like: RunDir) -> str:
         return "its rows are others"
     if temporary := [str(path) for path in run.path.rglob("*") if path.name.endswith(".tmp")]:
         return f"temporary files were left: {temporary}"
-    alive = left(mark)
-    return f"processes were left: {alive}" if alive else ""
+    found = left(mark)
+    return f"left behind: {found}" if found else ""
 
 
 def rows(run: RunDir) -> dict[str, bytes]:
@@ -202,13 +207,21 @@ def _end(shot: Shot, code: int, told: str) -> str:
 
 
 def left(mark: str) -> list[str]:
-    """What still lives, after a moment, of all that was started with the mark in its environment."""
+    """What is still there, after a moment, of all that was started with the mark in its environment: processes, and temporary
+    files."""
     end = time.monotonic() + 10
-    while alive := list(_marked(f"{MARK}={mark}".encode())):
+    while found := [*_marked(f"{MARK}={mark}".encode()), *map(str, _temp(mark).rglob("*"))]:
         if time.monotonic() > end:
-            return alive
+            return found
         time.sleep(0.05)
+    with suppress(FileNotFoundError):  # what Prefect's worker starts has the worker's
+        _temp(mark).rmdir()
     return []
+
+
+def _temp(mark: str) -> Path:
+    """A short path: a socket's may have 107 bytes."""
+    return Path(tempfile.gettempdir(), f"faults-{mark[:8]}")
 
 
 def _marked(mark: bytes) -> Iterator[str]:

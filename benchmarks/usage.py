@@ -1,11 +1,13 @@
-"""What something takes of this machine: of the CPU, and of its GPUs as NVML tells it, while it is timed; and a free port."""
+"""What something takes of this machine: of the CPU, and of its GPUs as NVML tells it, while it is timed; a free port, and
+what waits for somebody there."""
 
 import os
 import platform
 import random
 import socket
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
@@ -47,6 +49,16 @@ def free_port() -> int:
             one.bind(("127.0.0.1", port))
             return port
     raise OSError("a hundred ports of 127.0.0.1 are taken")
+
+
+def wait(done: Callable[[], Any], seconds: float = 60) -> Any:
+    """What `done` says as soon as it says anything. Raises TimeoutError."""
+    until = time.monotonic() + seconds
+    while not (found := done()):
+        if time.monotonic() > until:
+            raise TimeoutError(f"not within {seconds:g} s")
+        time.sleep(0.05)
+    return found
 
 
 def hardware() -> str:

@@ -4,9 +4,11 @@ An engine or a trainer holds a GPU, threads and memory that only the end of a pr
 process group of its own. The two talk in JSON lines over pipes; what the child prints goes to a logger of the parent's.
 When the parent dies in whatever way, the child's input closes, and a watcher beside the child ends it with all that it
 started; when the child dies, the parent ends what is left: nothing is left behind, whichever of them is killed. What has left
-the child's group is known by a mark in its environment.
+the child's group is known by a mark in its environment, and temporary files by their folder: a child has one of its own,
+which goes with it, since vLLM leaves sockets there and merged weights are large.
 """
 
+import atexit
 import importlib
 import json
 import logging
@@ -14,9 +16,11 @@ import os
 import queue
 import re
 import select
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 import uuid
@@ -30,6 +34,8 @@ from dpo_data.errors import EngineError, OutOfDisk, OutOfMemory
 
 MARK = "DPO_DATA_CHILD"
 """The variable of the environment that marks a child, and all that it starts."""
+PYTHON = {"PYTHONUNBUFFERED": "1", "PYTHONSAFEPATH": "1"}
+"""Variables of a child's Python: what it prints comes at once, and no module is found in the working folder."""
 LINE = 65_536
 """Bytes of a printed line, from which it is cut: nobody's output is held whole."""
 MEMORY = re.compile(
@@ -40,15 +46,18 @@ MEMORY = re.compile(
 
 class Child:
     """Runs `target` (`package.module:function`) in a new process; the function is given a `Parent`. Modules of the working
-    folder are not found there: they may have come with a stranger's recipe."""
+    folder are not found there: they may have come with a stranger's recipe. Its temporary files are in a folder of its own in
+    `temp`, or where this process has its own."""
 
-    def __init__(self, target: str, logger: str, env: dict[str, str] | None = None):
+    def __init__(self, target: str, logger: str, env: dict[str, str] | None = None, temp: str | None = None):
+        self._temp = _made(temp)
         up, theirs_up = os.pipe()
         theirs_down, down = os.pipe()
         self._last: deque[str] = deque(maxlen=200)
         self._lines: deque[bytes] = deque()
         self._begun: list[bytes] = []
         self._mark = uuid.uuid4().hex
+        own = {MARK: self._mark, "TMPDIR": self._temp}
         self._process = subprocess.Popen(
             [sys.executable, "-m", "dpo_data.child", target, str(theirs_down), str(theirs_up)],
             stdin=subprocess.DEVNULL,
@@ -56,7 +65,7 @@ class Child:
             stderr=subprocess.STDOUT,
             pass_fds=(theirs_down, theirs_up),
             start_new_session=True,
-            env={**os.environ, "PYTHONUNBUFFERED": "1", "PYTHONSAFEPATH": "1", **(env or {}), MARK: self._mark},
+            env={**os.environ, **PYTHON, **_compiled(), **(env or {}), **own},
         )
         os.close(theirs_down)
         os.close(theirs_up)
@@ -66,6 +75,7 @@ class Child:
         self._reader.start()
         self._sweeper = threading.Thread(target=self._sweep, daemon=True)
         self._sweeper.start()
+        atexit.register(self.close)  # while this interpreter's threads still run: later nothing can be done
 
     @property
     def pid(self) -> int:
@@ -99,6 +109,7 @@ class Child:
 
     def close(self) -> None:
         """End the child and everything that it started, at once."""
+        atexit.unregister(self.close)
         if self._process.returncode is None:  # once reaped, its id may be somebody else's
             with suppress(ProcessLookupError):
                 os.killpg(self._process.pid, signal.SIGKILL)
@@ -142,6 +153,7 @@ class Child:
             os.waitid(os.P_PID, self._process.pid, os.WEXITED | os.WNOWAIT)
             os.killpg(self._process.pid, signal.SIGKILL)
         end_marked(MARK, self._mark)
+        _remove(self._temp)
 
     def root_cause(self) -> str:
         """The first exception in what the child printed last, on one line; its last line where there is none."""
@@ -212,7 +224,34 @@ def _watch(down: int) -> None:
     hung_up.register(down, 0)
     hung_up.poll()
     end_marked(MARK, os.environ[MARK])
+    _remove(os.environ["TMPDIR"])
     os.killpg(0, signal.SIGKILL)
+
+
+def _compiled() -> dict[str, str]:
+    """Where torch keeps what it has compiled: not among what goes with a child, lest it compile that anew each time. Not the
+    first of the variables either: torch sets it again, and setproctitle finds a process by where its first variable is."""
+    name = "TORCHINDUCTOR_CACHE_DIR"
+    return {name: os.environ.get(name) or f"{tempfile.gettempdir()}/torchinductor_{os.getuid()}"}
+
+
+def _made(temp: str | None) -> str:
+    try:
+        return tempfile.mkdtemp(prefix="dpo-data-", dir=temp)
+    except OSError as error:
+        raise OutOfDisk(
+            f"No folder for temporary files can be made: {error}",
+            "Free some space there, or set TMPDIR to a folder on another disk, and run again: finished shards are kept.",
+        ) from None
+
+
+def _remove(folder: str) -> None:
+    """Remove a folder that those who were killed a moment ago may still be writing to."""
+    for _ in range(50):
+        shutil.rmtree(folder, ignore_errors=True)
+        if not os.path.exists(folder):
+            return
+        time.sleep(0.1)
 
 
 def _main(target: str, down: str, up: str) -> None:

@@ -5,16 +5,16 @@ it listens on 127.0.0.1, wants a token, and has no dashboard. All of it runs bel
 whatever way that ends; and so does its folder.
 """
 
+import atexit
 import os
 import secrets
 import signal
-import subprocess
 import sys
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager, nullcontext
-from tempfile import TemporaryDirectory
+from tempfile import gettempdir
 from typing import Any
 
 from dpo_data.child import Child, Parent
@@ -22,6 +22,9 @@ from dpo_data.errors import EngineError
 
 QUIET: dict[str, Any] = {"log_to_driver": False, "configure_logging": False}
 """Ray leaves our output and our loggers alone."""
+
+SHORT = "/tmp"
+"""Where its files are, wherever others are: a socket's path has 107 bytes at most."""
 
 _lock = threading.Lock()
 _users = 0
@@ -39,6 +42,7 @@ def cluster() -> Iterator[Any]:
     with _lock:
         if not _users:
             _connection.enter_context(_connected())
+            atexit.register(_connection.close)
         _users += 1
     try:
         yield _ray()
@@ -46,6 +50,7 @@ def cluster() -> Iterator[Any]:
         with _lock:
             _users -= 1
             if not _users:
+                atexit.unregister(_connection.close)
                 _connection.close()
 
 
@@ -79,8 +84,7 @@ def local() -> Iterator[str]:
             "Ray was imported before it could be told to listen on 127.0.0.1 alone",
             "Import it later, or call ray.init() before and it is used as it is.",
         )
-    with _folder() as folder, closing(Child("dpo_data.ray_cluster:head", logger="dpo_data.ray")) as child:
-        child.send(folder)
+    with closing(Child("dpo_data.ray_cluster:head", logger="dpo_data.ray", temp=SHORT)) as child:
         address = child.receive()
         _head = child
         try:
@@ -90,10 +94,9 @@ def local() -> Iterator[str]:
 
 
 def head(parent: Parent) -> None:
-    """In the child: start Ray with its files in a folder, tell its address, and hold it for as long as it lives."""
-    folder = parent.receive()
+    """In the child: start Ray with its files in the child's folder, tell its address, and hold it for as long as it lives."""
     ray = _ray()
-    ray.init("local", include_dashboard=False, _temp_dir=folder, **QUIET)
+    ray.init("local", include_dashboard=False, _temp_dir=gettempdir(), **QUIET)
     parent.send(ray.get_runtime_context().gcs_address)
     while any(node["Alive"] for node in ray.nodes()):
         time.sleep(1)
@@ -150,22 +153,3 @@ def _environment() -> dict[str, str]:
         "RAY_raylet_start_wait_time_s": "180",  # a busy machine takes longer than Ray's own limit
         "RAY_memory_monitor_refresh_ms": "0",  # Ray would kill a worker for the memory that others of the machine have
     }
-
-
-@contextmanager
-def _folder() -> Iterator[str]:
-    """A folder that goes when the block ends; when this process is killed, a shell that waits for its end removes it. It is in
-    /tmp wherever temporary files are: a socket's path has 107 bytes at most."""
-    with (
-        TemporaryDirectory(prefix="dpo-data-ray-", dir="/tmp", ignore_cleanup_errors=True) as folder,
-        subprocess.Popen(
-            ["sh", "-c", 'cat; sleep 2; rm -rf "$0"', folder],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.DEVNULL,
-            start_new_session=True,
-        ) as after,
-    ):
-        try:
-            yield folder
-        finally:
-            after.kill()

@@ -23,10 +23,10 @@ from dpo_data import lease, lock, sums
 from dpo_data.errors import InputError, InUse, StoreError
 from dpo_data.files import link, partial_of, write_atomically
 from dpo_data.lock import Owner
-from dpo_data.stage import Stage, stage_recipe
+from dpo_data.stage import PARTS, Stage, stage_recipe
 from dpo_data.store import Store, is_url, reached
 
-__all__ = ["FOLDERS", "RunDir", "Stage", "fork", "matching", "stage_recipe"]
+__all__ = ["FOLDERS", "PARTS", "RunDir", "Stage", "fork", "matching", "stage_recipe"]
 
 log = logging.getLogger(__name__)
 

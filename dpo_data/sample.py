@@ -21,7 +21,7 @@ from dpo_data.formats.prompts import prompts_hash, prompts_shape
 from dpo_data.models import engine_revision
 from dpo_data.progress import counted
 from dpo_data.rows import DroppedPrompt, Prompt, Sample, batched
-from dpo_data.rundir import RunDir, Stage
+from dpo_data.rundir import PARTS, RunDir, Stage
 from dpo_data.seams import Engine, Progress, Sampling, answer
 from dpo_data.tables import SCHEMAS, SOMETIMES, to_table
 
@@ -41,6 +41,7 @@ def sample(recipe: Recipe, run: RunDir, progress: Progress) -> dict[str, Any]:
     that are kept for evaluate and those that are not used, with the reason. Returns the manifest."""
     stage = run.stage("sample").open(settings(recipe), inputs(recipe, run))
     if stage.manifest:
+        stage.sweep(PARTS)  # of who was killed as it finished
         return stage.manifest
     begun = any(stage.path.rglob("*.parquet"))
     admitted = admit(recipe)
@@ -55,6 +56,7 @@ def sample(recipe: Recipe, run: RunDir, progress: Progress) -> dict[str, Any]:
         _put_together(turns, stage)
     _set_aside(stage, admitted)
     return stage.finish(
+        PARTS,
         shape=prompts_shape(recipe.prompts),
         **admitted.counts,
         reused=admitted.reused,
@@ -134,13 +136,11 @@ def _take(
 
 
 def _put_together(turns: list[Turn], stage: Stage) -> None:
-    """Make the stage's shards of its parts, which then go."""
+    """Make the stage's shards of its parts."""
     for name in [path.name for path in turns[0].stage.shards()]:
         if not (stage.path / name).exists():
             parts = [list(read_rows(turn.stage.path / name, Sample)) for turn in turns]
             stage.write(name, list(_joined(parts)), Sample)
-    for turn in turns:
-        turn.stage.discard()
 
 
 def _joined(parts: list[list[Sample]]) -> Iterator[Sample]:

@@ -105,7 +105,7 @@ class Stage:
         )
 
     def part(self, index: int) -> "Stage":
-        """A folder within the stage's, for what is made by itself and put together later; `discard` it before `finish`."""
+        """A folder within the stage's, for what is made by itself and put together later: PARTS are `finish`'s scratch."""
         part = Stage(self.path / f"part-{index}", self.name, self._store)
         part.path.mkdir(parents=True, exist_ok=True)
         sums.mend(part.path, None)
@@ -120,9 +120,6 @@ class Stage:
         else:
             many = len(list(self._folder.glob("part-*")))
         return [Stage(self._folder / f"part-{at}", self.name, self._store) for at in range(many)]
-
-    def discard(self) -> None:
-        shutil.rmtree(self.path, ignore_errors=True)
 
     def require(self) -> dict[str, Any]:
         """The manifest of a stage that a later one stands on. Raises NotReady where it is not complete."""
@@ -222,11 +219,13 @@ class Stage:
             done(back)
         return len(home)
 
-    def finish(self, **facts: Any) -> dict[str, Any]:
-        """Write the manifest: counts and facts of the stage, every file's rows and hash, versions, git commit."""
+    def finish(self, scratch: str = "", /, **facts: Any) -> dict[str, Any]:
+        """Write the manifest: counts and facts of the stage, every file's rows and hash, versions, git commit. The folders
+        whose names match `scratch` are no part of it, and go when it is there: who is killed before goes on from them."""
         written = sums.read(self.path)
         made = (path for path in sorted(self.path.rglob("*")) if path.is_file() and path.name not in BOOKS)
-        files = [sums.facts(path, self.path, written) for path in made]
+        stay = (path for path in made if not re.fullmatch(scratch, path.relative_to(self.path).parts[0]))
+        files = [sums.facts(path, self.path, written) for path in stay]
         manifest = _as_json(
             {
                 **facts,
@@ -239,7 +238,16 @@ class Stage:
         write_atomically(self.path / "manifest.json", json.dumps(manifest, indent=2).encode())
         sums.discard(self.path)
         self.keep()
+        if scratch:
+            self.sweep(scratch)
         return manifest
+
+    def sweep(self, scratch: str) -> None:
+        """Remove the folders, by a pattern of their names, that a complete stage needs no more, in the store too."""
+        for folder in [path for path in self._folder.glob("*/") if re.fullmatch(scratch, path.name)]:
+            shutil.rmtree(folder, ignore_errors=True)
+        if self._store:
+            self._store.drop([name for name in self._store.objects if re.match(f"{self._below}({scratch})/", name)])
 
     def keep(self) -> None:
         """Have the store, where the run is in one, hold all that is in the folder and nothing else; the manifest comes last."""
@@ -252,6 +260,8 @@ class Stage:
         return path
 
 
+PARTS = r"part-\d+"
+"""The folders of a stage's parts."""
 BOOKS = ("recipe.json", "manifest.json", sums.SUMS)
 """The files of a stage's folder that tell about it; all others are what it made."""
 

@@ -15,6 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
+from uuid import uuid4
 
 from dpo_data import copies, lock
 from dpo_data.copies import Known
@@ -148,10 +149,15 @@ class Store:
             )
         known = {name: one for name, one in copies.known(self.url).items() if name in self.objects}
         new = [name for name, facts in files.items() if name not in known or not known[name].is_still(facts)]
-        last = [name for name in new if name.endswith("/manifest.json")]
+        last, going = [name for name in new if name.endswith("/manifest.json")], set[Path]()
         for name in sorted(set(new) - set(last), key=lambda name: (*_order(name), files[name].st_mtime_ns)):
-            if (self.folder / name).is_file():  # a trainer deletes its old checkpoints meanwhile
-                self.put(self.folder / name)
+            if (folder := (self.folder / name).parent) not in going:
+                try:
+                    self.put(self.folder / name)
+                except (FileNotFoundError, StoreError):
+                    if (self.folder / name).exists():
+                        raise
+                    going.add(folder)  # a trainer deletes its old checkpoints meanwhile, and half of one must not count
         self.drop(name for name in list(self.objects) if re.fullmatch(pattern, name) and name not in files)
         self.put(*(self.folder / name for name in last))
 
@@ -219,26 +225,28 @@ class Store:
                 copies.note(self.url, dict.fromkeys(one for one in known if one.startswith(f"{recipe.parent.name}/")))
 
     def _fetch(self, names: list[str]) -> None:
-        """Download files, which each appear whole, with the times of their objects."""
-        files = [self.folder / name for name in names]
+        """Download files, which each appear whole, with the times of their objects. Who fetches one of them at the same time,
+        as `status` may beside a run, does so under another name."""
+        unlike = uuid4().hex[:8]
+        partials = {name: partial_of(self.folder / f"{name}.{unlike}") for name in names}
         try:
             with reached(self.url) as fs, room(self.folder):
                 one_by_one = {"max_concurrency": 1} if "s3" in fs.protocol else {}  # s3fs tries no part of several again
-                fs.get([self._url(name) for name in names], [str(partial_of(file)) for file in files], **one_by_one)
-            for name, file in zip(names, files, strict=True):
-                self._arrive(name, file)
+                fs.get([self._url(name) for name in names], [str(partial) for partial in partials.values()], **one_by_one)
+            for name, partial in partials.items():
+                self._arrive(name, partial)
         finally:
-            for file in files:
-                partial_of(file).unlink(missing_ok=True)
+            for partial in partials.values():
+                partial.unlink(missing_ok=True)
 
-    def _arrive(self, name: str, file: Path) -> None:
-        made = self.objects[name]
+    def _arrive(self, name: str, partial: Path) -> None:
+        made, file = self.objects[name], self.folder / name
         if made.changed is not None:
-            os.utime(partial_of(file), (made.changed, made.changed))
+            os.utime(partial, (made.changed, made.changed))
         for journal in file.parent.glob("calls.sqlite-*") if file.name == "calls.sqlite" else ():
             journal.unlink()  # of the file that was here
-        appear(partial_of(file), file)
-        facts = file.stat()
+        facts = partial.stat()
+        appear(partial, file)
         copies.note(self.url, {name: Known(made.version, facts.st_size, facts.st_mtime_ns)})
 
     def _is_here(self, name: str, known: Known | None) -> bool:

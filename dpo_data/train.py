@@ -18,6 +18,9 @@ from dpo_data.rows import Sample
 from dpo_data.rundir import RunDir
 from dpo_data.seams import Progress
 
+CHECKPOINTS = "checkpoints"
+"""What the trainer goes on from, until the stage is complete."""
+
 log = logging.getLogger(__name__)
 
 DEMONSTRATIONS = "demonstrations.parquet"
@@ -31,6 +34,7 @@ def train(recipe: Recipe, run: RunDir, progress: Progress) -> dict[str, Any]:
     pairs.require()
     stage = run.stage("train").open(settings(recipe), inputs(recipe, run))
     if stage.manifest:
+        stage.sweep(CHECKPOINTS)  # of who was killed as it finished
         return stage.manifest
     for hint in hints(recipe, pair_stats(recipe, run)):
         log.warning("hint: %s", hint)
@@ -53,6 +57,7 @@ def train(recipe: Recipe, run: RunDir, progress: Progress) -> dict[str, Any]:
     stage.write_text("metrics.json", json.dumps(heard["done"].pop("history"), indent=1))
     policy = recipe.policy()
     return stage.finish(
+        CHECKPOINTS,
         model=policy.model,
         model_revision=model_revision(policy.model, policy.revision),
         adapter=policy.adapter,

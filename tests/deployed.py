@@ -5,14 +5,14 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import httpx
-from ports import free_port
+from usage import free_port, wait
 
 from flows import deploy
 
@@ -39,8 +39,7 @@ class Deployed:
 
 def request(method: str, url: str, **more: Any) -> httpx.Response:
     """What a server answers. One that is busy is asked again, as Prefect's own client does."""
-    patience = 180 if method == "GET" else 60
-    answered = (httpx.request(method, url, timeout=patience, **more) for _ in range(300))
+    answered = (httpx.request(method, url, timeout=180, **more) for _ in range(300))
     return next(answer for answer in answered if answer.status_code != 503 or time.sleep(0.2))
 
 
@@ -71,12 +70,3 @@ def environment(folder: Path) -> dict[str, str]:
         "PREFECT_WORKER_QUERY_SECONDS": "1",
         "PREFECT_WORKER_PREFETCH_SECONDS": "1",
     }
-
-
-def wait(done: Callable[[], Any], seconds: float) -> Any:
-    """What `done` says as soon as it says anything."""
-    until = time.monotonic() + seconds
-    while not (found := done()):
-        assert time.monotonic() < until, f"not within {seconds} s"
-        time.sleep(0.2)
-    return found

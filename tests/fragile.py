@@ -73,3 +73,7 @@ def _once(folder: Path, what: str, times: int) -> bool:
         except FileExistsError:
             continue
     return False
+
+
+def asks(texts: list[str]) -> list[Request]:
+    return [Request(f"{at}: {text}", [{"role": "user", "content": text}], at) for at, text in enumerate(texts)]

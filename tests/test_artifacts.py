@@ -9,8 +9,9 @@ from typing import Any
 
 import httpx
 import pytest
-from deployed import request, wait
+from deployed import request
 from prefect.settings import PREFECT_API_URL
+from usage import wait
 
 from dpo_data.config import Recipe
 from dpo_data.engines.echo import Echo, EchoEngine

@@ -16,16 +16,9 @@ pytest.importorskip("vllm")
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 
 
-@pytest.fixture
-def benchmarks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its modules can be imported."""
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
-    for name in ("sample", "made_up", "raw_vllm", "usage"):
-        monkeypatch.delitem(sys.modules, name, raising=False)
-
-
 @pytest.mark.slow
 @pytest.mark.timeout(900)
+@pytest.mark.usefixtures("quick_vllm")
 def test_the_sample_stage_and_raw_vllm_by_turns() -> None:
     command = [sys.executable, str(BENCHMARKS / "gpu_sample.py"), "--device", "cpu", "--tiny", "--n", "2"]
     command += ["--answers", "32", "--rounds", "2", "--only", "raw", "pipeline"]
@@ -39,7 +32,7 @@ def test_the_sample_stage_and_raw_vllm_by_turns() -> None:
     assert re.fullmatch(r" \d\.\d\d ", ours[3]) and re.fullmatch(r" \d+\.\d of \d+\.\d s ", ours[4])
 
 
-def test_what_is_told_of_rounds(benchmarks: None, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_is_told_of_rounds(capsys: pytest.CaptureFixture[str]) -> None:
     from made_up import Job
     from sample import Told, show
 
@@ -61,7 +54,7 @@ def test_what_is_told_of_rounds(benchmarks: None, capsys: pytest.CaptureFixture[
     assert "| 40 | 0.900 (0.800, 0.900, 1.000) | 0.90 | 0.5 of 2.5 s | 40.0%, 50 % used |" in told
 
 
-def test_a_gpu_is_looked_at_ten_times_a_second(benchmarks: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_gpu_is_looked_at_ten_times_a_second(monkeypatch: pytest.MonkeyPatch) -> None:
     from usage import count, watching
     from vllm.third_party import pynvml
 
@@ -85,7 +78,7 @@ def test_a_gpu_is_looked_at_ten_times_a_second(benchmarks: None, monkeypatch: py
 
 
 @pytest.mark.skipif(os.path.exists("/dev/nvidiactl"), reason="there is a GPU")
-def test_without_a_gpu_nothing_is_looked_at(benchmarks: None) -> None:
+def test_without_a_gpu_nothing_is_looked_at() -> None:
     from usage import hardware, watching
 
     with watching() as seen:

@@ -7,10 +7,12 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -87,6 +89,25 @@ def runaway(parent: Parent) -> None:
     if parent.receive() == "block":
         ctypes.PyDLL(None).sleep(600)  # in C, with the interpreter's lock: no thread of Python's runs
     os._exit(5)
+
+
+def temporary(parent: Parent) -> None:
+    """Leaves files where temporary ones are, as does what it has started in a session of its own."""
+    folder = Path(tempfile.mkdtemp())
+    (folder / "merged.safetensors").write_bytes(b"weights")
+    code = "import pathlib, tempfile, time\nfor at in range(10**6): pathlib.Path(tempfile.gettempdir(), str(at)).touch()"
+    subprocess.Popen([sys.executable, "-c", code], start_new_session=True)
+    while not Path(tempfile.gettempdir(), "9").exists():
+        time.sleep(0.01)
+    parent.send(str(folder.parent))
+    if parent.receive() == "fail":
+        sys.exit(7)
+
+
+def compiled(parent: Parent) -> None:
+    from torch._inductor.runtime.cache_dir_utils import cache_dir
+
+    parent.send(cache_dir())
 
 
 def half_an_answer(parent: Parent) -> None:
@@ -280,6 +301,50 @@ def test_a_child_that_is_deep_in_c_and_what_has_left_its_group_do_not_outlive_th
     parent.send_signal(how)
     parent.wait(SOON)
     assert gone(pids)
+
+
+@pytest.mark.parametrize("how", ["close", "fail"])
+def test_temporary_files_of_a_child_go_with_it(start: Callable[[str], Child], how: str) -> None:
+    child = start("temporary")
+    folder = Path(child.receive())
+    assert folder.parent == Path(tempfile.gettempdir()) and len(list(folder.iterdir())) >= 10
+    if how == "fail":
+        child.send("fail")
+        died(child)
+    else:
+        child.close()
+    assert not folder.exists()
+
+
+def test_where_no_folder_for_them_can_be_made(tmp_path: Path) -> None:
+    with pytest.raises(OutOfDisk, match=r"can be made: .*No such file or directory: .* set TMPDIR"):
+        Child("test_child:echo", "x", temp=str(tmp_path / "nowhere"))
+
+
+def test_but_what_torch_has_compiled_is_kept(start: Callable[[str], Child], monkeypatch: pytest.MonkeyPatch) -> None:
+    assert Path(start("compiled").receive()).parent == Path(tempfile.gettempdir())
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "/somewhere")
+    assert start("compiled").receive() == "/somewhere"
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT, None])
+def test_and_with_its_parent(how: signal.Signals | None) -> None:
+    """Which is sent a signal, or comes to its end without a word to the child."""
+    code = "from dpo_data.child import Child; c = Child('test_child:temporary', 'x'); print(c.receive(), flush=True); input()"
+    environment = {**os.environ, "PYTHONPATH": f"{HERE}{os.pathsep}{HERE.parent}"}
+    pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with subprocess.Popen([sys.executable, "-c", code], **pipes, text=True, env=environment) as parent:
+        assert parent.stdout is not None
+        folder = Path(parent.stdout.readline().strip())
+        assert folder.is_dir()
+        if how:
+            parent.send_signal(how)
+        parent.communicate("\n", timeout=SOON)
+    assert how or parent.returncode == 0
+    until = time.monotonic() + SOON
+    while folder.exists() and time.monotonic() < until:
+        time.sleep(0.05)
+    assert not folder.exists()
 
 
 def test_a_line_without_an_end_is_told_in_parts(start: Callable[[str], Child], caplog: pytest.LogCaptureFixture) -> None:

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from ports import free_port
+from usage import free_port
 
 from dpo_data import cli, errors
 from dpo_data.errors import DpoDataError

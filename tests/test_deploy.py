@@ -15,7 +15,7 @@ import httpx
 import psutil
 import pytest
 import yaml
-from deployed import Deployed, deploying, environment, request, wait
+from deployed import Deployed, deploying, environment, request
 from prefect.cli.deploy._models import (
     ConcurrencyLimitSpec,
     DeploymentConfig,
@@ -25,6 +25,7 @@ from prefect.cli.deploy._models import (
 )
 from prefect.events import DeploymentEventTrigger
 from prefect.flows import load_flow_from_entrypoint
+from usage import wait
 
 from dpo_data import pipeline
 from dpo_data.config import load

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ports import free_port
+from usage import free_port
 
 from dpo_data import cli
 from dpo_data.doctor import machine, packages, servers

@@ -9,9 +9,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
-
 from faults import ASKED, PLAIN, everything, table, write_prompts
 from striking import MARK, Case, Injected, left, rows, whole
 

@@ -58,7 +58,7 @@ class Talking(Echo):
     """An echo engine that begins, as vLLM does, with a child that prints."""
 
     def build(self) -> EchoEngine:
-        child = Child("test_flow:talk", "vllm", {"PYTHONPATH": str(Path(__file__).parent)})
+        child = Child("test_flow:talk", "vllm", {"PYTHONPATH": os.pathsep.join(sys.path)})
         child.receive()
         child.close()
         return EchoEngine()

@@ -177,3 +177,13 @@ def test_a_trainer_that_trl_no_longer_has(loss: str, monkeypatch: pytest.MonkeyP
     monkeypatch.setitem(sys.modules, f"trl.experimental.{'orpo' if loss == 'orpo' else 'cpo'}", None)
     with pytest.raises(TrainError, match=f"TRL .* has no trainer for the loss '{loss}'"):
         losses.trainer_class(loss)
+
+
+def test_only_what_trl_raises_itself_is_its_refusal() -> None:
+    from trl import DPOConfig, DPOTrainer
+
+    with pytest.raises(TrainError, match=r"TRL refuses the training arguments: .*\bmodel\b") as refused, losses.combined():
+        DPOTrainer(model=None, args=DPOConfig(output_dir="unused", report_to=[]), train_dataset=None)
+    assert isinstance(refused.value.__cause__, ValueError | NotImplementedError)
+    with pytest.raises(ValueError, match="invalid literal"), losses.combined():
+        int("a fault of ours")

@@ -142,6 +142,20 @@ def test_what_one_model_answered_is_not_asked_again(models: Models, tmp_path: Pa
     assert files(run.path) == files(whole.path)
 
 
+def test_what_all_have_answered_is_not_asked_again_for_want_of_a_manifest(models: Models, tmp_path: Path) -> None:
+    sample(models.recipe(), whole := RunDir(tmp_path / "whole"))
+    run = RunDir(tmp_path / "run")
+    (run.stage("sample").path / "held_out.parquet").mkdir(parents=True)  # so that nothing can be written there
+    with pytest.raises(IsADirectoryError):
+        sample(models.recipe(), run)
+    (run.stage("sample").path / "held_out.parquet").rmdir()
+    models.order.clear()
+    sample(models.recipe(), run)
+    assert not models.order
+    assert files(run.path) == files(whole.path)
+    assert not list(run.stage("sample").path.glob("part-*"))
+
+
 def test_a_model_that_is_not_there_leaves_nothing_to_mend(models: Models, tmp_path: Path) -> None:
     run = RunDir(tmp_path / "run")
     models.fault = lambda model, text: (404, {}, {"error": {"message": "no such model"}})

@@ -22,9 +22,9 @@ from typing import Any
 import gpu_flow
 import psutil
 import pytest
-from deployed import Deployed, deploying, environment, request, wait
-from ports import free_port
+from deployed import Deployed, deploying, environment, request
 from prefect.settings import PREFECT_API_URL, temporary_settings
+from usage import free_port, wait
 
 from dpo_data.config import Recipe, dump, parse
 from dpo_data.rundir import RunDir

@@ -24,7 +24,7 @@ from dpo_data.rundir import RunDir
 from dpo_data.share import SHIPPED
 
 pytest.importorskip("vllm")
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900), pytest.mark.usefixtures("quick_vllm")]
 
 HH_TEMPLATE = (SHIPPED / "prompts/templates/hh.jinja").read_text()
 

@@ -31,7 +31,7 @@ from dpo_data.rundir import RunDir
 from dpo_data.seams import Engine, Request, Settings
 from dpo_data.share import SHIPPED
 
-pytestmark = pytest.mark.timeout(900)
+pytestmark = [pytest.mark.timeout(900), pytest.mark.usefixtures("quick_vllm")]
 
 FORM = "{% for m in messages %}{{ m['content'] }}<|im_end|>{% endfor %}"
 CLOSE = 1e-3

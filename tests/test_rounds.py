@@ -34,6 +34,8 @@ from dpo_data.watch import text
 from flows import deploy
 from flows.sample_and_train import sample_and_train
 
+pytestmark = pytest.mark.usefixtures("quick_vllm")
+
 Make = Callable[..., Recipe]
 
 

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 from chat_server import Reply, Scripted, said, serving
-from ports import free_port
+from usage import free_port
 
 from dpo_data.chat import ChatClient
 from dpo_data.engines.server import Server
@@ -228,7 +228,7 @@ def test_no_more_at_once_than_asked_for_and_pulled_lazily(serve: Any) -> None:
 
 
 @pytest.fixture(scope="module")
-def vllm_server(tiny_model: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def vllm_server(quick_vllm: None, tiny_model: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """vLLM's own OpenAI-compatible server on a free port; its base_url."""
     port = free_port()
     log = tmp_path_factory.mktemp("server") / "log"

@@ -1,12 +1,8 @@
 """Five minutes of a schedule that fires each minute, on a real server and worker, with the code of benchmarks/soak.py."""
 
-import sys
 from pathlib import Path
 
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
-
 from soak import soak
 
 from flows.deploy import LOG

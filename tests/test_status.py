@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from deployed import wait
 from hypothesis import given
 from hypothesis import strategies as st
 from pty_child import CLI, typing
+from usage import wait
 
 from dpo_data import cli, lock, pipeline, progress
 from dpo_data.config import Recipe

@@ -26,6 +26,7 @@ import s3_server
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from s3_server import KEY, S3, SECRET, Fault
+from usage import wait
 
 from dpo_data import cli, lease, lineage, pipeline, store
 from dpo_data.config import Recipe, load
@@ -36,7 +37,7 @@ from dpo_data.models import find_model, model_revision
 from dpo_data.progress import Noted
 from dpo_data.rounds import rounds
 from dpo_data.rows import PreferencePair, Ranking
-from dpo_data.rundir import RunDir, matching
+from dpo_data.rundir import PARTS, RunDir, matching
 from dpo_data.status import Part, status
 from dpo_data.store import Store
 from dpo_data.train import train
@@ -516,9 +517,72 @@ class TestTheWorkingCopy:
         part = stage.part(0)
         part.write("00000.parquet", [Ranking("p", "j", ["a"], [1.0], None, "[]")], Ranking)
         assert "2-rank/part-0/00000.parquet" in objects(url)
-        part.discard()
-        stage.finish()
+        stage.finish(PARTS)
         assert objects(url) == {"2-rank/recipe.json", "2-rank/manifest.json"}
+
+    def test_two_who_bring_the_same_at_once_each_have_it_whole(self, url: str, s3: S3, machine: Machine) -> None:
+        machine("first")
+        at_first = Store(url)
+        at_first.folder.mkdir(parents=True)
+        for at in range(20):
+            (at_first.folder / f"{at}.bin").write_bytes(bytes([at]) * 200_000)
+        at_first.push(at_first.folder)
+        machine("second")
+        start = threading.Barrier(2)
+
+        def bring() -> list[bytes]:
+            store = Store(url)
+            assert len(store.objects) == 20
+            start.wait(60)
+            store.bring(".*")
+            return [(store.folder / f"{at}.bin").read_bytes() for at in range(20)]
+
+        with ThreadPoolExecutor(2) as pool:
+            for brought in [pool.submit(bring), pool.submit(bring)]:
+                assert brought.result(60) == [bytes([at]) * 200_000 for at in range(20)]
+        assert {path.name for path in Store(url).folder.iterdir()} == {f"{at}.bin" for at in range(20)}
+
+    def test_what_a_stage_goes_on_from_is_there_until_its_manifest_is(self, url: str, s3: S3, machine: Machine) -> None:
+        stage = RunDir(url).stage("train").open({"a": 1}, {})
+        (stage.path / "checkpoints" / "checkpoint-5").mkdir(parents=True)
+        (stage.path / "checkpoints" / "checkpoint-5" / "trainer_state.json").write_text("{}")
+        stage.keep()
+        s3.log()
+        manifest = stage.finish("checkpoints")
+        wrote = [line for line in s3.log() if re.match("PUT|DELETE", line)]
+        assert [re.search(r"manifest|checkpoint-5", line)[0] for line in wrote] == ["manifest", "checkpoint-5"]  # type: ignore[index]
+        assert objects(url) == {"4-train/recipe.json", "4-train/manifest.json"} and manifest["files"] == []
+
+    def test_of_who_was_killed_beside_its_manifest_it_goes_later(self, url: str, s3: S3, machine: Machine) -> None:
+        stage = RunDir(url).stage("train").open({"a": 1}, {})
+        stage.write_text("model.json", "weights")
+        stage.finish()
+        left = stage.path / "checkpoints" / "checkpoint-5" / "trainer_state.json"
+        left.parent.mkdir(parents=True)
+        left.write_text("{}")
+        Store(url).put(left)
+        machine("second")
+        s3.log()
+        RunDir(url).stage("train").open({"a": 1}, {}).sweep("checkpoints")
+        assert objects(url) == {"4-train/recipe.json", "4-train/manifest.json", "4-train/model.json"}
+        assert not [line for line in s3.log() if line.startswith("GET") and ("model.json" in line or "checkpoint-5" in line)]
+
+    def test_a_checkpoint_that_goes_while_it_is_put_does_not_count(self, url: str, s3: S3, machine: Machine) -> None:
+        """A trainer deletes old ones file by file, beside the process that puts them."""
+        store = Store(url)
+        old, new = (store.folder / "4-train" / "checkpoints" / f"checkpoint-{at}" for at in (5, 10))
+        for folder in (old, new):
+            folder.mkdir(parents=True)
+            for name in ("a.bin", "b.bin", "trainer_state.json"):
+                (folder / name).write_text("{}")
+        s3.order(Fault("checkpoint-5/a.bin", 1, delay=2))
+        with ThreadPoolExecutor(1) as pool:
+            pushed = pool.submit(store.push, store.folder / "4-train")
+            wait(lambda: not s3.left())
+            (old / "b.bin").unlink()
+            pushed.result()
+        names = {name.partition("checkpoints/")[2] for name in objects(url)}
+        assert names == {f"checkpoint-10/{name}" for name in ("a.bin", "b.bin", "trainer_state.json")} | {"checkpoint-5/a.bin"}
 
     def test_a_reader_takes_the_one_of_a_run_that_goes_on_as_it_is(self, url: str, s3: S3, machine: Machine) -> None:
         """Whoever looked at the store a moment ago knows nothing of what the run has put since."""
@@ -652,7 +716,7 @@ class TestTheLease:
         run = RunDir(url)
         with run.held():
             first = status_of_lease(url)["renewed"]
-            wait_for(lambda: status_of_lease(url)["renewed"] > first)
+            wait(lambda: status_of_lease(url)["renewed"] > first)
             run.write("recipe.toml", "a = 1")
             until = time.monotonic() + 60
             with pytest.raises(InUse, match="in use by process 1 of ann on elsewhere"):
@@ -753,7 +817,7 @@ class TestTheLease:
         monkeypatch.setattr(lease, "EVERY", 0.02)
         with RunDir(url).held():
             fsspec.filesystem("s3").rm_file(f"{url}/{lease.FILE}")
-            wait_for(lambda: objects(url) == {lease.FILE})
+            wait(lambda: objects(url) == {lease.FILE})
         assert objects(url) == set() and not caplog.records
 
     def test_who_cannot_renew_it_writes_no_more(self, url: str, machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -806,13 +870,6 @@ def status_of_lease(url: str) -> dict[str, Any]:
 
     told: dict[str, Any] = json.loads(fsspec.filesystem("s3").cat_file(f"{url}/{lease.FILE}"))
     return told
-
-
-def wait_for(happened: Callable[[], object], seconds: float = 60) -> None:
-    until = time.monotonic() + seconds
-    while not happened():
-        assert time.monotonic() < until
-        time.sleep(0.05)
 
 
 def in_rounds(model: str, path: str, table: dict[str, Any]) -> Recipe:
@@ -886,7 +943,7 @@ def test_a_checkpoint_is_in_the_store_as_soon_as_it_is_saved(
 
     def kill() -> None:
         try:
-            wait_for(lambda: [name for name in puts(s3) if re.search(r"checkpoint-\d+/trainer_state\.json", name)], 200)
+            wait(lambda: [name for name in puts(s3) if re.search(r"checkpoint-\d+/trainer_state\.json", name)], 200)
         finally:
             trainers = [one for one in psutil.Process().children() if "dpo_data.trainer.child:work" in one.cmdline()]
             os.kill(trainers[0].pid, signal.SIGKILL)

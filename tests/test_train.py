@@ -163,6 +163,33 @@ def test_killed_training_goes_on_from_its_checkpoint(made: Made, monkeypatch: py
         assert found[name].equal(expected[name]), name
 
 
+@pytest.mark.slow
+def test_what_is_trained_is_not_trained_again_where_the_run_ends_before_its_manifest(made: Made) -> None:
+    settings = {"epochs": 2, "save_steps": 5, "args": {"logging_steps": 1}}
+    recipe, whole = made(pairs(40), [], **settings)
+    train(recipe, whole, silent)
+    recipe, broken = made(pairs(40), [], **settings)
+    stage = broken.stage("train")
+    (stage.path / "metrics.json").mkdir(parents=True)  # so that nothing can be written there
+    with pytest.raises(IsADirectoryError):
+        train(recipe, broken, silent)
+    (stage.path / "metrics.json").rmdir()
+    manifest = train(recipe, broken, silent)
+    assert manifest["resumed_at"] == manifest["steps"] == 10
+    assert not [file["name"] for file in manifest["files"] if "checkpoint" in file["name"]]
+    assert not (stage.path / "checkpoints").exists()
+    losses = [
+        [entry["loss"] for entry in json.loads((run.stage("train").path / "metrics.json").read_text()) if "loss" in entry]
+        for run in (whole, broken)
+    ]
+    assert losses[0] == losses[1] and len(losses[0]) == 10
+    for name, found in weights(whole).items():
+        assert found.equal(weights(broken)[name]), name
+    (stage.path / "checkpoints").mkdir()  # as a kill after the manifest leaves it
+    train(recipe, broken, silent)
+    assert not (stage.path / "checkpoints").exists()
+
+
 def test_one_process_sees_one_gpu(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
     for given, processes, seen in (("2,3", 1, "2"), ("", 1, ""), (None, 1, "0"), ("2,3", 2, None)):
         monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 from argilla_server import LocalArgilla
 from argilla_ui import CHROMIUM, Annotator, chromium
-from deployed import Deployed, deploying, wait
+from deployed import Deployed, deploying
+from usage import wait
 
 from dpo_data.rows import Ranking
 from dpo_data.rundir import FOLDERS, RunDir

@@ -1,11 +1,12 @@
 """Several workers on a real Ray answer as one engine, whoever of them dies or is slow, and leave nothing behind."""
 
 import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
-import time
+import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import closing
@@ -15,7 +16,8 @@ from typing import Any
 
 import psutil
 import pytest
-from fragile import Fragile
+from fragile import Fragile, asks
+from usage import wait
 
 from dpo_data import pipeline, ray_cluster
 from dpo_data.config import Recipe, parse
@@ -65,10 +67,6 @@ def fragile(attached: None, tmp_path: Path) -> Iterator[Callable[..., Any]]:
         one.close()
 
 
-def asks(texts: list[str]) -> list[Request]:
-    return [Request(f"{at}: {text}", [{"role": "user", "content": text}], at) for at, text in enumerate(texts)]
-
-
 def pids(came: list[Completed]) -> Counter[str]:
     """How many answers are whose."""
     return Counter(one.outputs[0].text.split()[0] for one in came if one.outputs)
@@ -94,17 +92,10 @@ def alive(processes: list[psutil.Process]) -> list[psutil.Process]:
     return [one for one in processes if one.is_running() and one.status() != psutil.STATUS_ZOMBIE]
 
 
-def soon(true: Callable[[], object], seconds: float = 60) -> None:
-    end = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < end
-        time.sleep(0.05)
-
-
 def test_all_workers_answer_and_say_what_one_says(fragile: Callable[..., Any], caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO")
     engine = fragile(delay=0.002)
-    soon(lambda: list(engine.complete(iter(asks(["ready?"])), {})) and all(slot.ready for slot in engine._slots), 300)
+    wait(lambda: list(engine.complete(iter(asks(["ready?"])), {})) and all(slot.ready for slot in engine._slots), 300)
     assert (engine.model, engine.policy) == ("fragile", {"dtype": "glass"})
     requests = asks([f"question {at}" for at in range(600)])
     came = list(engine.complete(iter(requests), {}))
@@ -212,7 +203,7 @@ def test_the_engines_are_closed_and_the_cluster_is_left(attached: None, tmp_path
     engine.close()
     for pid in pids(came):
         assert (tmp_path / f"closed-{pid}").exists()
-        soon(lambda pid=pid: not psutil.pid_exists(int(pid)) or psutil.Process(int(pid)).status() == psutil.STATUS_ZOMBIE)
+        wait(lambda pid=pid: not psutil.pid_exists(int(pid)) or psutil.Process(int(pid)).status() == psutil.STATUS_ZOMBIE)
     with ray_cluster.cluster() as ray:
         assert ray.cluster_resources()["CPU"]
     assert not ray.is_initialized()
@@ -254,10 +245,24 @@ def test_one_worker_or_two_make_the_same_bytes_and_may_take_turns(whole: Any, tm
     assert files(turns) == files(one)
 
 
+def test_a_driver_that_fails_between_two_answers_leaves_nothing_behind(tmp_path: Path) -> None:
+    """It has closed nothing, and its own error is the only one."""
+    script = (
+        "from fragile import Fragile, asks; import sys, psutil\n"
+        "engine = Fragile(folder=sys.argv[1], workers=2).build()\n"
+        "for one in engine.complete(iter(asks(['question'] * 1000)), {}):\n"
+        "    raylet = next(p for p in psutil.Process().children(recursive=True) if p.name() == 'raylet')\n"
+        "    raise LookupError(raylet.environ()['TMPDIR'])\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script, str(tmp_path)], capture_output=True, text=True, env=alone())
+    assert re.findall(r"^\w*(?:Error|Exception)\b", done.stderr, re.M) == ["LookupError"]
+    assert not Path(done.stderr.strip().rpartition(" ")[2]).exists()
+
+
 def test_a_driver_that_is_killed_leaves_nothing_behind(tmp_path: Path) -> None:
     """Not the workers, nor Ray, nor its folder. While it runs, nothing of it listens to other machines."""
     script = (
-        "from fragile import Fragile; from test_workers import asks; import sys\n"
+        "from fragile import Fragile, asks; import sys\n"
         "engine = Fragile(folder=sys.argv[1], workers=2, delay=0.05).build()\n"
         "for one in engine.complete(iter(asks(['question'] * 100000)), {}): print(one.id, flush=True)\n"
     )
@@ -270,16 +275,16 @@ def test_a_driver_that_is_killed_leaves_nothing_behind(tmp_path: Path) -> None:
             c.laddr.ip for one in [*started, psutil.Process(driver.pid)] for c in one.net_connections() if c.status == "LISTEN"
         ]
         assert listens and {ip.removeprefix("::ffff:") for ip in listens} == {"127.0.0.1"}
-        (folder,) = (Path(one.cmdline()[-1]) for one in started if one.name() == "sh")
+        folder = Path(next(one for one in started if one.name() == "raylet").environ()["TMPDIR"])
         assert (folder / "session_latest").exists()
         driver.kill()
-    soon(lambda: not alive(started))
-    soon(lambda: not folder.exists())
+    wait(lambda: not alive(started))
+    wait(lambda: not folder.exists())
 
 
 def test_ray_that_dies_is_an_error_and_no_endless_wait(tmp_path: Path) -> None:
     script = (
-        "from fragile import Fragile; from test_workers import asks; import contextlib, psutil, sys\n"
+        "from fragile import Fragile, asks; import contextlib, psutil, sys\n"
         "with contextlib.closing(Fragile(folder=sys.argv[1], workers=2, delay=0.05).build()) as engine:\n"
         "    came = engine.complete(iter(asks(['question'] * 100000)), {})\n"
         "    next(came)\n"
@@ -296,6 +301,33 @@ def test_ray_that_dies_is_an_error_and_no_endless_wait(tmp_path: Path) -> None:
 def alone() -> dict[str, str]:
     """The environment of a process that starts a Ray of its own."""
     return {**{name: value for name, value in os.environ.items() if not name.startswith("RAY_")}, "PYTHONPATH": HERE}
+
+
+def test_of_two_machines_one_dies_and_the_other_does_its_work(
+    cluster: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Each has a GPU, so each has a worker, and nowhere is there room for another in the place of the dead one."""
+    from ray.cluster_utils import Cluster
+
+    monkeypatch.setenv("PYTHONPATH", HERE)
+    with tempfile.TemporaryDirectory(dir="/tmp", ignore_cleanup_errors=True) as folder:
+        machines = Cluster(True, head_node_args={"num_gpus": 1, "include_dashboard": False, "temp_dir": folder})
+        try:
+            other = machines.add_node(num_gpus=1)
+            monkeypatch.setenv("RAY_ADDRESS", machines.address)
+            engine = Fragile(folder=str(tmp_path), workers=2, gpus_per_worker=1, delay=0.01).build()
+            came, requests = [], asks(["question"] * 600)
+            with closing(engine):
+                for one in engine.complete(iter(requests), {}):
+                    came.append(one)
+                    if other and len(pids(came)) == 2:
+                        machines.remove_node(other, allow_graceful=False)
+                        other = None
+        finally:
+            machines.shutdown()
+    check_answered(came, requests)
+    assert other is None and len(pids(came)) == 2
+    assert "died and is replaced; what it had is redone" in caplog.text
 
 
 def test_no_cluster_at_the_address(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -328,7 +360,7 @@ def test_vllm_answers_the_same_from_two_workers_as_from_one(attached: None, tiny
         return {one.id: [output.text for output in one.outputs] for one in came}
 
     with closing(Vllm(model=tiny_model, args=args, workers=2, gpus_per_worker=0).build()) as engine:
-        soon(lambda: texts() and all(slot.ready for slot in engine._slots), 400)
+        wait(lambda: texts() and all(slot.ready for slot in engine._slots), 400)
         both = texts()
         actor = next(one for one in below(os.getpid()) if one.name().startswith("ray::Worker"))
         family = [actor, *below(actor.pid)]
@@ -337,6 +369,6 @@ def test_vllm_answers_the_same_from_two_workers_as_from_one(attached: None, tiny
         alone = texts()
         assert [slot.ready for slot in engine._slots].count(True) == 1
         assert engine.policy["dtype"] == "float32"
-        soon(lambda: not alive(family))
+        wait(lambda: not alive(family))
     same = sum(both[id] == alone[id] for id in both)
     assert same >= 76, "batched otherwise, rounding may differ, and seldom turns a token"

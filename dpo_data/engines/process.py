@@ -16,7 +16,6 @@ from dpo_data.seams import Completed, Output, Request, Sampling, ready
 ENVIRONMENT = {
     "VLLM_NO_USAGE_STATS": "1",
     "DO_NOT_TRACK": "1",
-    "VLLM_WORKER_MULTIPROCESSING_METHOD": "spawn",
     "TOKENIZERS_PARALLELISM": "false",
 }
 

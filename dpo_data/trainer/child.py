@@ -174,7 +174,7 @@ def _ends(job: dict[str, Any], tokenizer: Any) -> set[int]:
 
 
 def _save(trainer: Any, tokenizer: Any, folder: Path) -> None:
-    """Write `model`, which appears whole; the checkpoints go."""
+    """Write `model`, which appears whole."""
     partial = folder / ".model.tmp"
     if trainer.is_world_process_zero():
         shutil.rmtree(partial, ignore_errors=True)
@@ -184,5 +184,4 @@ def _save(trainer: Any, tokenizer: Any, folder: Path) -> None:
         tokenizer.save_pretrained(str(partial))
         shutil.rmtree(folder / "model", ignore_errors=True)
         partial.rename(folder / "model")
-        shutil.rmtree(folder / "checkpoints", ignore_errors=True)
     trainer.accelerator.wait_for_everyone()

@@ -1,5 +1,6 @@
 """The losses by name, and the trainer of TRL's that has each: DPOTrainer, or one of its own for ORPO and SimPO."""
 
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -104,8 +105,15 @@ def refusals() -> Iterator[None]:
 @contextmanager
 def combined() -> Iterator[None]:
     """Raises TrainError where TRL, when a trainer is made and before anything is computed, refuses arguments that do not go
-    together."""
+    together. What is raised elsewhere, in our code above all, is no refusal and stays what it is."""
     try:
         yield
     except (ValueError, NotImplementedError) as error:
+        if not _raised_in(error, "trl", "transformers", "accelerate", "peft"):
+            raise
         raise TrainError(f"TRL refuses the training arguments: {error}", "Mend [train.args].") from error
+
+
+def _raised_in(error: Exception, *packages: str) -> bool:
+    (*_, (frame, _)) = traceback.walk_tb(error.__traceback__)
+    return frame.f_globals["__name__"].partition(".")[0] in packages
