@@ -55,7 +55,7 @@ def echo_run(folder: Path, **judge: Any) -> tuple[Recipe, RunDir]:
 def judged(run: RunDir, samples: dict[str, list[Sample]], rankings: list[Ranking]) -> None:
     """Puts an evaluation with these answers and verdicts in the place of the run's own."""
     stage = run.stage("evaluate")
-    shutil.rmtree(stage.path)
+    shutil.rmtree(stage.path, ignore_errors=True)
     stage.open({}, {})
     for who, rows in samples.items():
         stage.write(f"{who}.parquet", rows, Sample)
