@@ -166,9 +166,12 @@ def answered(prompt: Prompt, completions: list[Completion], error: str | None = 
     )
 
 
+_CANONICAL = json.JSONEncoder(sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+
+
 def content_id(value: Any) -> str:
     """A 128-bit BLAKE2b hash, in hex, of any JSON value; the same for equal values on every machine."""
-    text = json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+    text = _CANONICAL.encode(value)
     return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
 
 

@@ -375,6 +375,11 @@ def test_near_duplicates_needs_the_same_texts_twice() -> None:
         near_duplicates(lambda: [], 0)
 
 
+def test_texts_that_share_nothing_are_read_once() -> None:
+    batches = iter([[["one text and no other", "something else that is unlike it"]]])
+    assert near_duplicates(lambda: next(batches)).of.tolist() == [-1, -1]
+
+
 def test_an_error_of_the_stream_reaches_the_reader() -> None:
     def texts() -> Iterator[list[str]]:
         yield ["a"]

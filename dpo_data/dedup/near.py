@@ -45,7 +45,7 @@ def near_duplicates(
     batch sizes nor threads change the result. An empty text is like no other.
 
     `batches` is called twice and must give the same texts each time: first for their band keys, then for those texts alone that
-    share one. So texts are not held: memory is some 240 bytes a text, and 8 bytes a unit of the texts that others are compared
+    share one, unless none does. So texts are not held: memory is some 240 bytes a text, and 8 bytes a unit of the texts that others are compared
     with. Raises ValueError where the second reading has another number of texts.
     """
     if not 0 < threshold <= 1:
@@ -56,7 +56,8 @@ def near_duplicates(
     held = _held(found[rows], counts)
     del found
     of, alike = np.full(total, -1, np.int64), np.zeros(total)
-    for first, (twins, similarity) in _matched(batches(), rows, held, total, threshold, n, threads):
+    twins_of = _matched(batches(), rows, held, total, threshold, n, threads) if len(rows) else ()
+    for first, (twins, similarity) in twins_of:
         mine = rows[first : first + len(twins)]
         of[mine] = np.where(twins < 0, -1, rows[twins])
         alike[mine] = similarity

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any
 
@@ -48,7 +48,9 @@ class Shaped:
     given: Message | None = None
 
 
-_LISTS = ("messages", "conversations", "context", "turns", "history", "completions", "responses", "scores", "models")
+_LISTS = frozenset(
+    {"messages", "conversations", "context", "turns", "history", "completions", "responses", "scores", "models"}
+)
 FLAT = ("completion", "response", "answer", "output")
 SCORES = ("score", "rating", "overall_score", "fine-grained_score")
 SIDE_SCORES = ("score_{}", "{}_score", "{}-rating", "{}_rating")
@@ -73,7 +75,8 @@ def shaped(record: Record, where: str) -> Shaped:
         raise InputError(f"{where}: the last turn is the {turns[-1]['role']}'s", "End each prompt with a user's turn.")
     if turns[-1]["role"] == "user" and not turns[-1]["content"].strip():
         raise InputError(f"{where}: the last turn is empty", "Give it a text, or remove the record.")
-    return replace(found, messages=turns, given=given, shape=f"{found.shape}, answered by {kind}" if kind else found.shape)
+    shape = f"{found.shape}, answered by {kind}" if kind else found.shape
+    return Shaped(shape, turns, found.tools, found.chat_template_kwargs, given)
 
 
 def parted(record: Record, reference: str | None, where: str) -> tuple[Record, str | None]:
@@ -200,10 +203,10 @@ def unpacked(record: Record, where: str) -> Record:
     """The record with lists for lists that stand there as JSON text, as they must in CSV; what is empty is not there."""
     packed = {
         name: parsed(value, f"{where}: {name}")
-        for name in _LISTS
-        if isinstance(value := record.get(name), str) and value.lstrip().startswith("[")
+        for name, value in record.items()
+        if name in _LISTS and isinstance(value, str) and value.lstrip().startswith("[")
     }
-    return {**record, **packed}
+    return {**record, **packed} if packed else record
 
 
 def is_hh(record: Record) -> bool:

@@ -96,9 +96,11 @@ def template_kwargs(value: Any, where: str) -> TemplateKwargs | None:
     file every row has the keys of all. Raises InputError."""
     if isinstance(value, str):
         value = parsed(value, where) if value.strip() else None
-    if value is not None and not isinstance(value, dict):
+    if value is None:
+        return None
+    if not isinstance(value, dict):
         raise InputError(f"{where} is {short(value)}, not an object", "Give {name: value}, as the chat template names them.")
-    found: TemplateKwargs = plain({name: one for name, one in (value or {}).items() if one is not None}, where)
+    found: TemplateKwargs = plain({name: one for name, one in value.items() if one is not None}, where)
     if taken := OURS.intersection(found):
         raise InputError(f"{where} sets {min(taken)!r}, which is no variable of a chat template", "Leave it out.")
     return found or None

@@ -10,7 +10,7 @@ from dpo_data.errors import InputError
 def parsed(text: str, where: str) -> Any:
     """The value of a JSON text. Raises InputError for what is no JSON, for half a character, for a key that stands twice."""
     try:
-        value = json.loads(text, object_pairs_hook=_unrepeated)
+        value = _DECODER.decode(text)
         if "\\u" in text:  # an escape may be half of a surrogate pair, which is no character: encoding finds it
             json.dumps(value, ensure_ascii=False).encode()
         return value
@@ -72,3 +72,6 @@ def _unrepeated(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         names = [name for name, _ in pairs]
         raise ValueError(f"the key {next(name for name in names if names.count(name) > 1)!r} stands twice in one object")
     return found
+
+
+_DECODER = json.JSONDecoder(object_pairs_hook=_unrepeated)
