@@ -55,7 +55,7 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> str:
 @pytest.fixture(scope="module")
 def quick_vllm() -> Iterator[None]:
     """vLLM with its core and its worker in the child's own process: it starts in 10 s, not in 28. The tests of vLLM itself, of
-    faults, of the demo and of the whole pipeline have them in processes of their own, as users have."""
+    faults and of the demo have them in processes of their own, as users have."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
         yield

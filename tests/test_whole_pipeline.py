@@ -17,6 +17,7 @@ pytest.importorskip("vllm")
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
+@pytest.mark.usefixtures("quick_vllm")
 def test_the_whole_pipeline(tiny_model: str, prompts: Callable[[int], str], tmp_path: Path) -> None:
     end = json.loads((Path(tiny_model) / "config.json").read_text())["eos_token_id"]  # made likely: a cut answer is not chosen
     text = prompts(90)
