@@ -48,9 +48,7 @@ class Shaped:
     given: Message | None = None
 
 
-_LISTS = frozenset(
-    {"messages", "conversations", "context", "turns", "history", "completions", "responses", "scores", "models"}
-)
+_LISTS = frozenset({"messages", "conversations", "context", "turns", "history", "completions", "responses", "scores", "models"})
 FLAT = ("completion", "response", "answer", "output")
 SCORES = ("score", "rating", "overall_score", "fine-grained_score")
 SIDE_SCORES = ("score_{}", "{}_score", "{}-rating", "{}_rating")
