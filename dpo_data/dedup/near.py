@@ -45,8 +45,8 @@ def near_duplicates(
     batch sizes nor threads change the result. An empty text is like no other.
 
     `batches` is called twice and must give the same texts each time: first for their band keys, then for those texts alone that
-    share one, unless none does. So texts are not held: memory is some 240 bytes a text, and 8 bytes a unit of the texts that others are compared
-    with. Raises ValueError where the second reading has another number of texts.
+    share one, where any do. So texts are not held: memory is some 240 bytes a text, and 8 bytes a unit of the texts that others
+    are compared with. Raises ValueError where the second reading has another number of texts.
     """
     if not 0 < threshold <= 1:
         raise ValueError(f"threshold {threshold} is not above 0 and at most 1")
