@@ -18,8 +18,8 @@ from dpo_data.rows import Sample
 from dpo_data.rundir import RunDir
 from dpo_data.seams import Progress
 
-CHECKPOINTS = "checkpoints"
-"""What the trainer goes on from, until the stage is complete."""
+CHECKPOINTS = r"(sft-)?checkpoints"
+"""The folders of what training goes on from, until the stage is complete."""
 
 log = logging.getLogger(__name__)
 

@@ -174,10 +174,12 @@ def test_what_is_trained_is_not_trained_again_where_the_run_ends_before_its_mani
     with pytest.raises(IsADirectoryError):
         train(recipe, broken, silent)
     (stage.path / "metrics.json").rmdir()
+    (stage.path / "sft-checkpoints" / "checkpoint-5").mkdir(parents=True)  # as a kill leaves it, after the tuned weights
+    (stage.path / "sft-checkpoints" / "checkpoint-5" / "trainer_state.json").write_text("{}")
     manifest = train(recipe, broken, silent)
     assert manifest["resumed_at"] == manifest["steps"] == 10
     assert not [file["name"] for file in manifest["files"] if "checkpoint" in file["name"]]
-    assert not (stage.path / "checkpoints").exists()
+    assert not list(stage.path.glob("*checkpoints"))
     losses = [
         [entry["loss"] for entry in json.loads((run.stage("train").path / "metrics.json").read_text()) if "loss" in entry]
         for run in (whole, broken)

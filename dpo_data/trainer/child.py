@@ -11,7 +11,7 @@ from dpo_data.errors import TrainError
 from dpo_data.rows import content_id
 from dpo_data.trainer import reference, scoring
 from dpo_data.trainer.arguments import arguments
-from dpo_data.trainer.checkpoints import last_checkpoint
+from dpo_data.trainer.checkpoints import last_checkpoint, step_of
 from dpo_data.trainer.dpo import ahead, dpo_trainer
 from dpo_data.trainer.launch import launch
 from dpo_data.trainer.losses import combined, reference_free, refusals, trainer_class
@@ -63,7 +63,7 @@ def _train(job: dict[str, Any], parent: Parent) -> dict[str, Any]:
         job = from_tuned(job)
     trainer, facts = make_trainer(job, pairs, tokenizer, bf16, [reporter(parent)])
     watch = oversee(trainer, job, parent)
-    checkpoint = last_checkpoint(folder / "checkpoints")
+    checkpoint = last_checkpoint(Path(trainer.args.output_dir))
     set_seed(job["seed"])  # what came before took random numbers, more of them or fewer
     with refusals():
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
@@ -75,7 +75,7 @@ def _train(job: dict[str, Any], parent: Parent) -> dict[str, Any]:
         "precision": "bf16" if bf16 else "fp32",
         "device": torch.cuda.get_device_name() if cuda else "cpu",
         "steps": trainer.state.global_step,
-        "resumed_at": int(checkpoint.name.split("-")[1]) if checkpoint else 0,
+        "resumed_at": step_of(checkpoint) if checkpoint else 0,
         **kept,
         **(sft_facts(job, tuned) if tuned else {}),
         "history": [*sft_history(tuned), *trainer.state.log_history],
