@@ -12,9 +12,11 @@ from test_sft import history, within  # noqa: F401
 from test_train import Made, made, pairs, silent, weights  # noqa: F401
 
 from dpo_data.config import Recipe
+from dpo_data.demo.model import tiny_llama
 from dpo_data.errors import TrainError
 from dpo_data.rundir import RunDir
 from dpo_data.train import train
+from dpo_data.trainer.weights import load, new_adapter
 
 GoingOn = Callable[[str], tuple[Recipe, RunDir]]
 
@@ -99,6 +101,43 @@ def test_four_bits(made: Made, within: type[Inside], tiny_model: str) -> None:  
     losses = history(run, "loss")
     assert losses[-1] < losses[0]
     assert all("lora" in name for name in weights(run)) and any("up_proj.lora_B" in name for name in weights(run))
+
+
+@pytest.mark.slow
+def test_four_bits_have_the_same_gradients_after_the_reference_was_computed(
+    made: Made, tiny_model: str, tmp_path: Path
+) -> None:  # noqa: F811
+    """On a CPU with AVX512-BF16, bitsandbytes has a form of the weights for inference that takes no gradient."""
+    import torch
+    from peft import get_peft_model
+    from transformers import AutoTokenizer
+
+    pytest.importorskip("bitsandbytes")
+    base = tmp_path / "base"
+    tiny_llama(AutoTokenizer.from_pretrained(tiny_model), hidden=192).save_pretrained(base)  # widths that it has the form for
+    recipe, _ = made([], [], method="qlora")
+    assert recipe.train is not None
+    settings = recipe.train.model_dump(mode="json")
+    job = {"model": str(base), "revision": None, "adapter": None, "settings": settings}
+    torch.manual_seed(0)
+    model = get_peft_model(load(job, bf16=False), new_adapter(job)).train()
+    ids = torch.tensor([[5, 6, 7, 8, 9, 10]])
+
+    def gradients() -> dict[str, torch.Tensor]:
+        model.zero_grad()
+        model(input_ids=ids, labels=ids).loss.backward()
+        return {name: one.grad.clone() for name, one in model.named_parameters() if one.grad is not None}
+
+    torch.manual_seed(1)
+    before = gradients()
+    with torch.no_grad():
+        model.eval()(input_ids=ids)
+    model.train()
+    torch.manual_seed(1)
+    after = gradients()
+    assert before.keys() == after.keys() and before
+    for name, gradient in before.items():
+        assert torch.allclose(gradient, after[name], atol=1e-6), name
 
 
 @pytest.mark.slow

@@ -16,6 +16,10 @@ def load(job: dict[str, Any], bf16: bool) -> Any:
     dtype = torch.bfloat16 if bf16 and method != "full" else torch.float32
     quantized = {"quantization_config": _four_bits(dtype)} if method == "qlora" else {}
     model = AutoModelForCausalLM.from_pretrained(job["model"], revision=job["revision"], dtype=dtype, **quantized)
+    for layer in model.modules():
+        if hasattr(layer, "support_avx512bf16_for_cpu"):
+            # bitsandbytes would pack the weights when the reference is computed, and give them no gradient ever after
+            layer.support_avx512bf16_for_cpu = False
     if not job["adapter"]:
         return model
     if method == "full":
