@@ -41,8 +41,9 @@ SERVER = {
     "PREFECT_SERVER_SERVICES_DB_VACUUM_ENABLED": "events,flow_runs",
 }
 WORKER = {
-    # A flow run's process starts as many seconds early and waits for its time, so that its imports delay nothing.
-    "PREFECT_WORKER_PREFETCH_SECONDS": "30",
+    # A flow run's process starts as many seconds early and waits for its time, so that its imports delay nothing, nor does a
+    # server that was busy when the worker asked it: Prefect's client waits up to a minute before it has asked five times.
+    "PREFECT_WORKER_PREFETCH_SECONDS": "75",
     "PREFECT_WORKER_WEBSERVER_HOST": "127.0.0.1",
 }
 """Settings of Prefect's for what is started here, unless the environment has its own."""

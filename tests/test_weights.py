@@ -104,9 +104,11 @@ def test_four_bits(made: Made, within: type[Inside], tiny_model: str) -> None:  
 
 
 @pytest.mark.slow
-def test_four_bits_have_the_same_gradients_after_the_reference_was_computed(
-    made: Made, tiny_model: str, tmp_path: Path
-) -> None:  # noqa: F811
+def test_four_bits_give_the_same_gradients_after_the_reference(
+    made: Made,  # noqa: F811
+    tiny_model: str,
+    tmp_path: Path,
+) -> None:
     """On a CPU with AVX512-BF16, bitsandbytes has a form of the weights for inference that takes no gradient."""
     import torch
     from peft import get_peft_model
