@@ -37,12 +37,13 @@ class Setting:
 
 @dataclass(frozen=True)
 class Job:
-    """What every way does in a round: answer the prompts of the file `path` n times each. `ids` are the prompts as tokens, by
-    prompt_id."""
+    """What every way does in a round: answer the prompts of the file `path` n times each. `texts` and `ids` are the prompts as
+    the chat template renders them, and as tokens, by prompt_id."""
 
     n: int
     path: Path
     messages: dict[str, list[Message]]
+    texts: dict[str, str]
     ids: dict[str, list[int]]
     sampling: dict[str, Any]
     shard_size: int
@@ -87,13 +88,17 @@ def make_job(setting: Setting, model: str, folder: Path, n: int, prompts: int) -
             words = 1 + int(min(10.0, dice.lognormvariate(0, SPREAD)) * setting.prompt)
             file.write(json.dumps({"prompt": _text(dice, setting, words)}) + "\n")
     bias = log(len(tokenizer) / setting.answer)
-    sampling = {"n": n, "temperature": 1.0, "top_k": -1, "top_p": 0.95, "max_tokens": setting.max_tokens}
+    sampling: dict[str, Any] = {"n": n, "temperature": 1.0, "top_k": -1, "top_p": 0.95, "max_tokens": setting.max_tokens}
     messages = {prompt.prompt_id: prompt.prompt for prompt in read_prompts(Prompts(path=str(path)))}
-    ids = {
-        id: tokenizer.apply_chat_template(turns, add_generation_prompt=True, return_dict=False)
-        for id, turns in messages.items()
-    }
-    return Job(n, path, messages, ids, {**sampling, "logit_bias": {str(tokenizer.eos_token_id): bias}}, max(8, SHARD // n))
+    texts, ids = (
+        {
+            id: tokenizer.apply_chat_template(turns, tokenize=tokens, add_generation_prompt=True, return_dict=False)
+            for id, turns in messages.items()
+        }
+        for tokens in (False, True)
+    )
+    sampling["logit_bias"] = {str(tokenizer.eos_token_id): bias}
+    return Job(n, path, messages, texts, ids, sampling, max(8, SHARD // n))
 
 
 def _text(dice: random.Random, setting: Setting, words: int) -> str:

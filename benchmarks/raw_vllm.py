@@ -17,6 +17,8 @@ from dpo_data.child import Child, Parent
 from dpo_data.engines.vllm import ENVIRONMENT
 from dpo_data.engines.vllm_child import _by_token, _defaults
 
+Prompts = list[str] | list[list[int]]
+"""Texts with all their special tokens, or token ids."""
 Generated = tuple[float, list[int], list[list[str]]]
 """Seconds; tokens, by answer; texts, by prompt."""
 
@@ -29,9 +31,9 @@ class Raw:
         self._child.send({"model": model, "args": args})
         self._child.receive()
 
-    def generate(self, prompts: list[list[int]], seeds: list[list[int | None]], sampling: dict[str, Any]) -> Generated:
-        """`LLM.generate` of all prompts (token ids), once for each list of seeds, in which every prompt has one. Each call
-        begins with an empty prefix cache, as a process of its own would; the texts are those of the last."""
+    def generate(self, prompts: Prompts, seeds: list[list[int | None]], sampling: dict[str, Any]) -> Generated:
+        """`LLM.generate` of all prompts, once for each list of seeds, in which every prompt has one. Each call begins with an
+        empty prefix cache, as a process of its own would; the texts are those of the last."""
         self._child.send({"prompts": prompts, "seeds": seeds, "sampling": sampling})
         told = self._child.receive()
         return told["seconds"], told["tokens"], told["texts"]
@@ -44,7 +46,7 @@ class Raw:
 
 
 def answer(parent: Parent) -> None:
-    """The child. What it is timed for begins with token ids and ends with vLLM's own answers."""
+    """The child. What it is timed for begins with the prompts and ends with vLLM's own answers."""
     from vllm import LLM, SamplingParams
 
     settings = parent.receive()
@@ -52,14 +54,16 @@ def answer(parent: Parent) -> None:
     parent.send("ready")
     while True:
         job = parent.receive()
-        prompts: Any = [{"prompt_token_ids": ids} for ids in job["prompts"]]
+        given = job["prompts"]
+        prompts: Any = [{"prompt" if isinstance(one, str) else "prompt_token_ids": one} for one in given]
+        own = {"tokenization_kwargs": {"add_special_tokens": False}} if isinstance(given[0], str) else {}
         sampling = {name: _by_token(value) for name, value in job["sampling"].items()}
         seconds, tokens, done = 0.0, [], []
         for seeds in job["seeds"]:
             params = [SamplingParams(seed=seed, **sampling) for seed in seeds]
             llm.reset_prefix_cache()
             began = time.perf_counter()
-            done = llm.generate(prompts, params, use_tqdm=False)
+            done = llm.generate(prompts, params, use_tqdm=False, **own)
             seconds += time.perf_counter() - began
             tokens += [len(one.token_ids) for group in done for one in group.outputs]
         texts = [[one.text for one in group.outputs] for group in done]

@@ -34,7 +34,8 @@ from dpo_data.rundir import RunDir
 sys.path.append(os.environ.get("PEERS", ".venv/peers"))
 
 WAYS = {
-    "raw": "one `LLM.generate`, seeded, with log-probs",
+    "raw": "one `LLM.generate` of texts, seeded, with log-probs",
+    "ids": "one `LLM.generate` of token ids, the same",
     "plain": "one `LLM.generate`, neither",
     "seeds": "n × `LLM.generate` with n = 1, another seed each",
     "pipeline": "**the sample stage**",
@@ -143,10 +144,10 @@ def cells(told: list[Told], raws: list[Told | None]) -> list[str]:
 def start(setting: Setting, model: str, names: list[str], stack: ExitStack) -> dict[str, Way]:
     """Start the engines that the ways need. Returns the ways."""
     ways: dict[str, Way] = {}
-    if {"raw", "plain", "seeds"} & set(names):
+    if {"raw", "ids", "plain", "seeds"} & set(names):
         with starting("`LLM`"):
             raw = stack.enter_context(Raw(model, setting.args))
-        ways |= {"raw": _raw(raw), "plain": _plain(raw), "seeds": _seeds(raw)}
+        ways |= {"raw": _raw(raw, "texts"), "ids": _raw(raw, "ids"), "plain": _plain(raw), "seeds": _seeds(raw)}
     if "pipeline" in names:
         part = min(1, count() / setting.workers)
         several = {"args": _part(setting.args, part), "workers": setting.workers, "gpus_per_worker": part}
@@ -174,17 +175,17 @@ def _part(args: dict[str, Any], part: float) -> dict[str, Any]:
     return {**args, **{name: kind(args[name] * part) for name, kind in shared.items() if name in args}}
 
 
-def _raw(raw: Raw) -> Way:
+def _raw(raw: Raw, form: str) -> Way:
     def way(job: Job) -> Told:
         seeds = [request_seed(SEED, id) for id in job.ids]
-        seconds, tokens, texts = raw.generate([*job.ids.values()], [seeds], {**job.sampling, "logprobs": 0})
+        seconds, tokens, texts = raw.generate([*getattr(job, form).values()], [seeds], {**job.sampling, "logprobs": 0})
         return Told(seconds, tokens, dict(zip(job.ids, texts, strict=True)))
 
     return way
 
 
 def _plain(raw: Raw) -> Way:
-    return lambda job: Told(*raw.generate([*job.ids.values()], [[None] * len(job.ids)], job.sampling)[:2])
+    return lambda job: Told(*raw.generate([*job.texts.values()], [[None] * len(job.ids)], job.sampling)[:2])
 
 
 def _seeds(raw: Raw) -> Way:
@@ -192,7 +193,7 @@ def _seeds(raw: Raw) -> Way:
 
     def way(job: Job) -> Told:
         seeds: list[list[int | None]] = [[seed] * len(job.ids) for seed in range(job.n)]
-        return Told(*raw.generate([*job.ids.values()], seeds, {**job.sampling, "n": 1})[:2])
+        return Told(*raw.generate([*job.texts.values()], seeds, {**job.sampling, "n": 1})[:2])
 
     return way
 

@@ -115,7 +115,8 @@ def test_a_server_that_does_not_answer_keeps_no_stage_waiting(tmp_path: Path, mo
         raise httpx.ConnectError("no server")
 
     monkeypatch.setattr(artifacts, "PATIENCE", 0.1)
-    monkeypatch.setattr(artifacts, "create_progress_artifact", stuck)
+    for asks in ("create_progress_artifact", "_table_of_this_run"):
+        monkeypatch.setattr(artifacts, asks, stuck)
     with artifacts.shown(RunDir(tmp_path), lambda *told: heard.append(told)) as progress:
         progress("sample", 1, 2)
     assert heard == [("sample", 1, 2)], "the terminal hears all"

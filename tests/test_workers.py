@@ -311,6 +311,8 @@ def test_of_two_machines_one_dies_and_the_other_does_its_work(
 
     monkeypatch.setenv("PYTHONPATH", HERE)
     with tempfile.TemporaryDirectory(dir="/tmp", ignore_cleanup_errors=True) as folder:
+        (Path(folder) / "ray").mkdir()  # where it notes its address, besides
+        monkeypatch.setenv("RAY_TMPDIR", folder)
         machines = Cluster(True, head_node_args={"num_gpus": 1, "include_dashboard": False, "temp_dir": folder})
         try:
             other = machines.add_node(num_gpus=1)
