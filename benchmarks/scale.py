@@ -30,6 +30,7 @@ from dpo_data import pipeline
 from dpo_data.admission import admit
 from dpo_data.config import parse
 from dpo_data.dedup import Twins, near_duplicates, on_ray
+from dpo_data.formats.prompts import Prompts, read_prompts
 from dpo_data.provenance import file_hash
 from dpo_data.ray_cluster import cluster
 from dpo_data.rows import Prompt, Sample, prompt_id
@@ -101,12 +102,18 @@ def of_workers() -> dict[str, float]:
 
 
 def prompts(folder: Path) -> None:
-    """The admission of ROWS / 4 prompts from a JSONL file, with an evaluation set, by one process and on Ray."""
+    """Reading ROWS / 4 prompts from a JSONL file; and their admission, with an evaluation set, by one process and on Ray."""
     texts, exam = corpus(ROWS // 4)[0], corpus(2_000, seed=2)[0]
     for name, some in (("prompts", texts), ("exam", exam)):
         (folder / f"{name}.jsonl").write_text("".join(json.dumps({"prompt": one}) + "\n" for one in some))
-    for side in ("admit_local", "admit_ray"):
+    for side in ("read_once", "admit_local", "admit_ray"):
         line(f"{side}, {len(texts):,} prompts", apart(side, folder), len(texts))
+
+
+def read_once(folder: Path) -> dict[str, float]:
+    started = time.perf_counter()
+    assert sum(1 for _ in read_prompts(Prompts(path=str(folder / "prompts.jsonl")))) == ROWS // 4
+    return {"seconds": time.perf_counter() - started}
 
 
 def admit_local(folder: Path, workers: int = 1) -> dict[str, float]:
@@ -218,7 +225,10 @@ def line(what: str, told: dict[str, float], rows: int) -> None:
 
 
 PARTS = {one.__name__: one for one in (near, prompts, fill, calls)}
-APART = {one.__name__: one for one in (near_local, near_ray, admit_local, admit_ray, filled, called_listwise, called_rubric)}
+APART = {
+    one.__name__: one
+    for one in (near_local, near_ray, read_once, admit_local, admit_ray, filled, called_listwise, called_rubric)
+}
 
 if __name__ == "__main__":
     if sys.argv[1:] and sys.argv[1] in APART:
