@@ -36,7 +36,7 @@ def test_what_is_told_of_rounds(capsys: pytest.CaptureFixture[str]) -> None:
     from made_up import Job
     from sample import Told, show
 
-    jobs = [Job(1, Path("none"), {}, {"a": [1, 2], "b": [3]}, {}, 16)] * 3
+    jobs = [Job(1, Path("none"), {}, {}, {"a": [1, 2], "b": [3]}, {}, 16)] * 3
     raws = [
         Told(2.0, [40, 60], {"a": ["x"], "b": ["y"]}, cpu=4.0),
         Told(1.0, [50, 50], {"a": ["x"]}, cpu=4.0),
