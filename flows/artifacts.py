@@ -55,7 +55,9 @@ def shown(run: RunDir, terminal: Progress) -> Iterator[Progress]:
             artifacts.send()
         artifacts.send()
 
-    sender = threading.Thread(target=copy_context().run, args=(keep,), daemon=True)  # which knows of the flow run
+    sender = threading.Thread(
+        target=copy_context().run, args=(keep,), name="artifacts", daemon=True
+    )  # which knows of the flow run
     sender.start()
     try:
         yield progress

@@ -26,6 +26,7 @@ from dpo_data.share import SHIPPED
 
 sys.path.insert(0, str(SHIPPED))  # run by its path, this file would not find its neighbours
 
+import prefect
 import uvicorn
 from prefect import Task, flow, runtime, task
 from prefect.cache_policies import NO_CACHE
@@ -66,8 +67,6 @@ LASTING = (
     errors.Unfinished,
 )
 """What another attempt a moment later cannot mend: somebody has to act first."""
-
-LOGGERS = ("dpo_data", "vllm", "train")
 
 TERMINAL: ContextVar[Progress] = ContextVar("TERMINAL", default=lambda stage, done, total: None)
 """Who hears of progress besides the UI. Not a parameter of the flow, whose parameters are the form in the UI."""
@@ -151,7 +150,7 @@ def _logs_in_ui() -> Iterator[None]:
 
     handler = APILogHandler()
     handler.addFilter(stamp)
-    loggers = [logging.getLogger(name) for name in LOGGERS]
+    loggers = [logging.getLogger(name) for name in logs.LOGGERS]
     for logger in loggers:
         logger.addHandler(handler)
     try:
@@ -223,10 +222,12 @@ def serve(parent: Parent) -> None:
 
 
 def _quieten() -> None:
-    """Leave the terminal our own loggers' warnings: Prefect repeats every error with its traceback, and the UI has both."""
+    """Leave the terminal our own loggers' warnings: Prefect repeats every error with its traceback, and the UI has both. Its
+    records are known by the file that they come from: the names of some are not Prefect's."""
+    theirs = str(Path(prefect.__file__).parent)
     for handler in logging.getLogger().handlers:
         handler.setLevel(logging.WARNING)
-        handler.addFilter(lambda record: not record.name.startswith("prefect"))
+        handler.addFilter(lambda record: not record.pathname.startswith(theirs))
         if logs.as_json():
             handler.setFormatter(logs.JsonLines())
 

@@ -119,8 +119,10 @@ def test_a_server_that_does_not_answer_keeps_no_stage_waiting(tmp_path: Path, mo
         monkeypatch.setattr(artifacts, asks, stuck)
     with artifacts.shown(RunDir(tmp_path), lambda *told: heard.append(told)) as progress:
         progress("sample", 1, 2)
+    (sender,) = (thread for thread in threading.enumerate() if thread.name == "artifacts")
     assert heard == [("sample", 1, 2)], "the terminal hears all"
     over.set()
+    sender.join()  # while the server is still this one
 
 
 def test_a_server_that_is_away_is_asked_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

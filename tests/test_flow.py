@@ -279,3 +279,27 @@ def test_the_script_says_what_is_wrong_in_one_line(
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == code
     assert done.stderr.startswith(line) and done.stderr.count("\n") == 1
+
+
+DRAINED = """
+import asyncio, sys
+from prefect._internal.concurrency.services import QueueService
+from flows import sample_and_train
+class EventsWorker(QueueService):
+    async def _handle(self, item):
+        await asyncio.sleep(0.1)
+if sys.argv[1] == "quiet":
+    sample_and_train._quieten()
+service = EventsWorker.instance()
+for at in range(4):
+    service.send(at)
+service.drain()
+"""
+
+
+@pytest.mark.parametrize("how", ["quiet", "loud"])
+def test_what_prefect_says_as_it_sends_its_last_events_is_not_shown(how: str) -> None:
+    done = subprocess.run([sys.executable, "-c", DRAINED, how], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert ("Still processing items" in done.stderr) == (how == "loud")
+    assert how == "loud" or done.stderr == ""
