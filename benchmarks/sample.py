@@ -208,21 +208,15 @@ def _stage(engine: dict[str, Any], stack: ExitStack) -> Way:
 
     def way(job: Job) -> Told:
         recipe, run = _recipe(job, engine), RunDir(job.path.parent / engine["type"])
-        firsts: list[float] = []
-        began = time.perf_counter()
-
-        def progress(stage: str, done: int, total: int) -> None:
-            if not firsts and run.stage("sample").shards():
-                firsts.append(time.perf_counter() - began)
-
+        began, clock = time.perf_counter(), time.time()
         with shared, own:
-            run_stage("sample", recipe, run, progress)
+            run_stage("sample", recipe, run, lambda *_: None)
         seconds = time.perf_counter() - began
-        rows = list(run.stage("sample").rows(Sample))
+        stage = run.stage("sample")
+        rows = list(stage.rows(Sample))
         texts = {row.prompt_id: [one.text for one in row.completions] for row in rows}
-        return Told(
-            seconds, [one.n_tokens or 0 for row in rows for one in row.completions], texts, firsts[0] if firsts else seconds
-        )
+        first = min(shard.stat().st_mtime for shard in stage.shards()) - clock
+        return Told(seconds, [one.n_tokens or 0 for row in rows for one in row.completions], texts, first)
 
     return way
 

@@ -25,10 +25,10 @@ import threading
 import time
 import uuid
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from functools import partial
-from typing import Any
+from typing import Any, TextIO
 
 from dpo_data.errors import EngineError, OutOfDisk, OutOfMemory
 
@@ -81,11 +81,10 @@ class Child:
     def pid(self) -> int:
         return self._process.pid
 
-    def send(self, message: Any) -> None:
-        """Send one JSON value. A child that is gone is noticed by `receive`, not here."""
+    def send(self, *messages: Any) -> None:
+        """Send JSON values. A child that is gone is noticed by `receive`, not here."""
         with suppress(BrokenPipeError):
-            self._down.write(json.dumps(message, ensure_ascii=True) + "\n")
-            self._down.flush()
+            _write(self._down, messages)
 
     def receive(self, limit: float | None = None) -> Any:
         """The child's next JSON value; waits for it, at most `limit` seconds. Raises EngineError, with the child's last words,
@@ -170,9 +169,8 @@ class Parent:
         self._up = os.fdopen(up, "w", encoding="utf-8")
         threading.Thread(target=self._listen, args=(os.fdopen(down, "r", encoding="utf-8"),), daemon=True).start()
 
-    def send(self, message: Any) -> None:
-        self._up.write(json.dumps(message, ensure_ascii=True) + "\n")
-        self._up.flush()
+    def send(self, *messages: Any) -> None:
+        _write(self._up, messages)
 
     def receive(self) -> Any:
         """The next message; blocks."""
@@ -186,6 +184,12 @@ class Parent:
     def _listen(self, lines: Any) -> None:
         for line in lines:
             self._inbox.put(json.loads(line))
+
+
+def _write(pipe: TextIO, messages: Iterable[Any]) -> None:
+    """A line each, all at once."""
+    pipe.write("".join(json.dumps(message, ensure_ascii=True) + "\n" for message in messages))
+    pipe.flush()
 
 
 def lacks_memory(cause: str) -> bool:

@@ -11,6 +11,7 @@ from typing import Any
 from dpo_data.child import Child, lacks_memory
 from dpo_data.errors import EngineError, OutOfMemory, RecipeError
 from dpo_data.models import find_model
+from dpo_data.rows import batched
 from dpo_data.seams import Completed, Output, Request, Sampling, ready
 
 ENVIRONMENT = {
@@ -22,6 +23,9 @@ ENVIRONMENT = {
 STALL = 600.0
 """Seconds without a step, after which a model that has requests is taken for hung. A step is a token of each answer in the
 batch, so a long answer is many of them."""
+
+TOGETHER = 64
+"""Requests that are sent at once: each time that the child is woken takes a moment from the model."""
 
 log = logging.getLogger(__name__)
 
@@ -46,16 +50,19 @@ class EngineProcess:
             self._start_smaller(error)
 
     def answers(self, requests: Iterable[Request | None], window: int, sampling: Sampling | None = None) -> Iterator[Completed]:
-        """Keeps so many requests in the child, and yields each one's answers as they finish. What an earlier call was left with
-        is waited for first, and dropped. Raises EngineError; and RecipeError where the sampling parameters are refused."""
+        """Keeps about so many requests in the child, and yields each one's answers as they finish. What an earlier call was
+        left with is waited for first, and dropped. Raises EngineError; and RecipeError where the sampling parameters are
+        refused."""
         waiting, live = iter(requests), dict[str, Request]()
+        together = max(1, min(TOGETHER, window // 4))
         self._drop()
         self._say(sampling)
         while True:
-            for request in ready(waiting, window - len(live)):
-                live[request.id] = request
+            room = window - len(live)
+            for some in batched(ready(waiting, room), together) if room >= together else ():
+                live |= {request.id: request for request in some}
                 self._left = len(live)
-                self.child.send(_message(request))
+                self.child.send(*map(_message, some))
             if not live:
                 return
             try:
@@ -63,8 +70,7 @@ class EngineProcess:
             except OutOfMemory as error:
                 self._start_smaller(error)
                 self._say(sampling)
-                for request in live.values():
-                    self.child.send(_message(request))
+                self.child.send(*map(_message, live.values()))
                 continue
             del live[answer["id"]]
             self._left = len(live)

@@ -70,8 +70,7 @@ def keep_answering(parent: Parent, make: Callable[[dict[str, Any]], Steps]) -> N
             if answer:
                 parent.send(answer)
         if engine.live:
-            for answer in engine.step():
-                parent.send(answer)
+            parent.send(*engine.step())
             if time.monotonic() - told >= BEAT:
                 parent.send({"stepped": True})
                 told = time.monotonic()
