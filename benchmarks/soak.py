@@ -1,11 +1,12 @@
 """A schedule each minute on a real Prefect server and worker: does every run fire and end, beside one hung, killed, cancelled?
 
-    python benchmarks/soak.py [--minutes 60]
+    python benchmarks/soak.py [--minutes 60] [--folder DIR]
 
 `dpo-data deploy` serves from a folder and a database of its own; a run samples by the echo engine for ten seconds, ranks, pairs
 and reports. Of the five runs or more, one is stopped in the middle (SIGSTOP: it neither ends nor dies, and is cancelled at the
 end), one gets SIGKILL, and one is cancelled by the API. What is told of each: when the worker submitted it and when it was
-Running, both in seconds after its minute, and its last state.
+Running, both in seconds after its minute, and its last state. In a DIR that is empty the server's log, the worker's and the
+database stay, to see why a run was late.
 """
 
 import argparse
@@ -17,7 +18,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -224,9 +225,10 @@ def _deployed(folder: Path, told: Soaked) -> Iterator[tuple["subprocess.Popen[st
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--minutes", type=int, default=60)
+    parser.add_argument("--folder", type=Path)
     given = parser.parse_args()
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores Ctrl-C, and so would deploy
-    with tempfile.TemporaryDirectory() as folder:
+    with nullcontext(given.folder) if given.folder else tempfile.TemporaryDirectory() as folder:
         told = soak(Path(folder), given.minutes)
     for one in told.fired:
         struck = f"  {one.struck}" if one.struck else ""
