@@ -189,10 +189,11 @@ def _plain(raw: Raw) -> Way:
 
 
 def _seeds(raw: Raw) -> Way:
-    """As SimPO's on_policy_data_gen/decode.py is run: a process a seed, in which each prompt has one answer by that seed."""
+    """As SimPO's on_policy_data_gen/decode.py is run: a process a seed, in which each prompt has one answer. There the prompts
+    share the seed; with logits as flat as these their answers would all end at the same token, so here each has its own."""
 
     def way(job: Job) -> Told:
-        seeds: list[list[int | None]] = [[seed] * len(job.ids) for seed in range(job.n)]
+        seeds: list[list[int | None]] = [[request_seed(seed, id) for id in job.ids] for seed in range(job.n)]
         return Told(*raw.generate([*job.texts.values()], seeds, {**job.sampling, "n": 1})[:2])
 
     return way

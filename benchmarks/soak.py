@@ -31,6 +31,8 @@ from usage import free_port, wait
 from dpo_data.rundir import RunDir
 from flows import deploy
 
+TELLING = {"PREFECT_SERVER_LOG_RETRYABLE_ERRORS": "true", "PREFECT_LOGGING_LOGGERS_PREFECT_CLIENT_LEVEL": "DEBUG"}
+"""What has Prefect log the requests that a busy database refuses, each of which is tried again after 2, 4, 8… s."""
 ENDED = {"COMPLETED", "FAILED", "CRASHED", "CANCELLED"}
 RECIPE = """name = "soak"
 [prompts]
@@ -195,7 +197,7 @@ def _deployed(folder: Path, told: Soaked) -> Iterator[tuple["subprocess.Popen[st
     port = free_port()
     temp = folder / "temp"
     temp.mkdir()
-    env = {**os.environ, "PREFECT_HOME": str(folder / "prefect"), "PREFECT_API_URL": "", "TMPDIR": str(temp)}
+    env = {**os.environ, **TELLING, "PREFECT_HOME": str(folder / "prefect"), "PREFECT_API_URL": "", "TMPDIR": str(temp)}
     with (folder / "said.txt").open("w") as said:
         command = [sys.executable, deploy.__file__, "--port", str(port)]
         process = subprocess.Popen(command, cwd=folder, env=env, stdout=said, stderr=said, text=True)
