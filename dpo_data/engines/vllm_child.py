@@ -1,6 +1,7 @@
 """The child's side of the vLLM engine: one loop that adds what has arrived, steps the engine, and sends what has finished."""
 
 import difflib
+import gc
 import inspect
 import json
 import multiprocessing
@@ -60,6 +61,7 @@ def keep_answering(parent: Parent, make: Callable[[dict[str, Any]], Steps]) -> N
         traceback.print_exc()
         parent.send({"failed": line(error)})
         return
+    gc.freeze()  # what the model's libraries have made stays, and a look through it takes half a second, again and again
     started.set()
     parent.send(engine.started)
     told = time.monotonic()
