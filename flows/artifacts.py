@@ -55,9 +55,8 @@ def shown(run: RunDir, terminal: Progress) -> Iterator[Progress]:
             artifacts.send()
         artifacts.send()
 
-    sender = threading.Thread(
-        target=copy_context().run, args=(keep,), name="artifacts", daemon=True
-    )  # which knows of the flow run
+    knowing = copy_context().run  # of the flow run
+    sender = threading.Thread(target=knowing, args=(keep,), name="artifacts", daemon=True)
     sender.start()
     try:
         yield progress
