@@ -419,6 +419,7 @@ def test_three_people_answer_while_records_are_logged(argilla: LocalArgilla) -> 
         logging = pool.submit(log_records, argilla, dataset, RECORDS, SIZE)
         working = [pool.submit(answer, argilla, dataset, keys[name], stop, answered[name]) for name in people]
         assert logging.result() == RECORDS
+        assert any(answered.values()), "nobody answered while records were logged"
         until(lambda: all(len(ids) > 3 for ids in answered.values()) or any(one.done() for one in working))
         stop.set()
         for one in working:
