@@ -73,6 +73,10 @@ class Told:
 
 Way = Callable[[Job], Told]
 
+SPIN = 2.0
+"""Seconds to wait before each way: a worker of vLLM's that has nothing more to do spins for one (busy_loop_s in its
+shm_broadcast.py), and would take a core from the way that comes next."""
+
 
 def main(ns: list[int]) -> None:
     with tempfile.TemporaryDirectory() as folder:
@@ -99,6 +103,7 @@ def run_all(ways: dict[str, Way], job: Job, first: int) -> dict[str, Told]:
     names = list(ways)
     told = {}
     for name in names[first % len(names) :] + names[: first % len(names)]:
+        time.sleep(SPIN)
         before = cpu_seconds()
         with watching() as used:
             done = ways[name](job)

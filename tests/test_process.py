@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import psutil
 import pytest
@@ -141,6 +141,32 @@ def test_a_parent_that_is_busy_takes_nobody_for_hung(start: Callable[..., Engine
         came.append(answer.id)
         time.sleep(2.5)
     assert came == ["0", "1", "2"]
+
+
+class Written:
+    """The pipe to a child, and how many lines each write to it had."""
+
+    def __init__(self, pipe: TextIO):
+        self._pipe, self.lines = pipe, list[int]()
+        self.flush, self.close = pipe.flush, pipe.close
+
+    def write(self, text: str) -> int:
+        self.lines.append(text.count("\n"))
+        return self._pipe.write(text)
+
+
+def test_requests_go_in_groups_and_one_by_one_where_few_may_wait(
+    start: Callable[..., EngineProcess], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each write wakes the child. A window of four has no room for groups: there the next one goes when an answer has come."""
+    process = start()
+    pipe = Written(process.child._down)
+    monkeypatch.setattr(process.child, "_down", pipe)
+    assert len(list(process.answers(iter(requests(1000)), 256))) == 1000
+    assert pipe.lines == [64] * 15 + [40]
+    pipe.lines.clear()
+    assert len(list(process.answers(iter(requests(10)), 4))) == 10
+    assert pipe.lines == [1] * 10
 
 
 @pytest.mark.parametrize("habit", ["start", "memory"])
