@@ -231,6 +231,7 @@ def main() -> None:
     given = parser.parse_args()
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores Ctrl-C, and so would deploy
     with nullcontext(given.folder) if given.folder else tempfile.TemporaryDirectory() as folder:
+        Path(folder).mkdir(parents=True, exist_ok=True)
         told = soak(Path(folder), given.minutes)
     for one in told.fired:
         struck = f"  {one.struck}" if one.struck else ""
