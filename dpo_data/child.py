@@ -233,10 +233,15 @@ def _watch(down: int) -> None:
 
 
 def _compiled() -> dict[str, str]:
-    """Where torch keeps what it has compiled: not among what goes with a child, lest it compile that anew each time. Not the
-    first of the variables either: torch sets it again, and setproctitle finds a process by where its first variable is."""
-    name = "TORCHINDUCTOR_CACHE_DIR"
-    return {name: os.environ.get(name) or f"{tempfile.gettempdir()}/torchinductor_{os.getuid()}"}
+    """Where torch keeps what it has compiled: not among what goes with a child, lest it compile that anew each time. Its C++
+    headers it keeps there nevertheless (torch/_inductor/codecache.py, _HEADER_DIR), so they are not compiled beforehand: that
+    took vLLM six seconds of each start on a CPU, though its kernels were there. Not the first of the variables either: torch
+    sets it again, and setproctitle finds a process by where its first variable is."""
+    folder, headers = "TORCHINDUCTOR_CACHE_DIR", "TORCHINDUCTOR_CPP_CACHE_PRECOMPILE_HEADERS"
+    return {
+        folder: os.environ.get(folder) or f"{tempfile.gettempdir()}/torchinductor_{os.getuid()}",
+        headers: os.environ.get(headers) or "0",
+    }
 
 
 def _made(temp: str | None) -> str:

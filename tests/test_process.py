@@ -229,6 +229,7 @@ def test_vllm_whose_core_is_stopped_hangs_and_is_ended(tiny_model: str) -> None:
     asked = (Request(str(at), [{"role": "user", "content": f"Name {at} rivers"}], at) for at in range(400))
     coming = engine.complete(asked, {"n": 4, "max_tokens": 64})
     next(coming)
+    assert not list(Path(engine._process.child._temp).glob("torchinductor*")), "compiled there, it is compiled at each start"
     everybody = psutil.Process(engine._process.child.pid).children(recursive=True)
     [core] = [one for one in everybody if "EngineCore" in " ".join(one.cmdline())]
     core.suspend()
