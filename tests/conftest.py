@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["DO_NOT_TRACK"] = "1"
@@ -25,7 +25,9 @@ from dpo_data.config import Recipe, parse
 
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores Ctrl-C, and so would our children
 signal.signal(signal.SIGHUP, signal.SIG_DFL)  # as nohup does a closed terminal
-settings.register_profile("shared machine", deadline=None, max_examples=60)  # what is slow there is the neighbours
+settings.register_profile(  # what is slow there is the neighbours
+    "shared machine", deadline=None, max_examples=60, suppress_health_check=[HealthCheck.too_slow]
+)
 settings.load_profile("shared machine")
 
 

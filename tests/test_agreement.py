@@ -30,6 +30,7 @@ NAN = math.nan
 
 few = st.integers(-2, 2).map(float)
 some = st.one_of(few, st.just(NAN))
+mostly = st.sampled_from([-2.0, -1.0, 0.0, 1.0, 2.0, NAN])  # two lists of `some` often share fewer than two that are known
 
 
 def pairs_of(value: Any, least: int = 2) -> Any:
@@ -69,7 +70,7 @@ def test_tau_by_hand() -> None:
     assert same(rows, [1, -1, NAN])
 
 
-@given(pairs_of(some))
+@given(pairs_of(mostly))
 def test_tau_is_bounded_and_knows_neither_side_nor_scale(both: tuple[np.ndarray, np.ndarray]) -> None:
     x, y = both
     tau = tau_b(x, y)
