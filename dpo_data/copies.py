@@ -1,14 +1,18 @@
 """Working copies of what is in object stores: where they are, and what they held when they and the store were last the same.
 
 A copy lies below $DPO_DATA_CACHE (default: ~/.cache/dpo-data) as its URL says, so a folder in it is the copy of that folder's
-URL. Beside the copies, objects.sqlite knows their files. All of it may be deleted where no run goes on: it is fetched again.
+URL. Beside the copies, objects.sqlite knows their files, and what is fetched is in a folder of its own until all of it is
+there. All of it may be deleted where no run goes on: it is fetched again.
 """
 
+import fcntl
 import os
+import shutil
 import sqlite3
 from collections.abc import Iterator, Mapping
-from contextlib import closing, contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 from pathlib import Path
+from tempfile import mkdtemp
 from typing import NamedTuple
 
 _TABLE = """
@@ -50,6 +54,23 @@ def note(url: str, files: Mapping[str, Known | None]) -> None:
                 index.execute("INSERT OR REPLACE INTO files VALUES (?, ?, ?, ?)", (f"{url}/{name}", *facts))
 
 
+@contextmanager
+def arriving() -> Iterator[Path]:
+    """An empty folder beside the copies, for files that have not all arrived; it goes when the block ends. That of a process
+    which was killed goes when another is made: nobody holds its lock."""
+    home = _home()
+    home.mkdir(parents=True, exist_ok=True)
+    with ExitStack() as stack:
+        with _locked(home):  # lest one that has no lock yet be taken for left
+            for left in home.glob(".arriving-*"):
+                with suppress(BlockingIOError, FileNotFoundError), _locked(left, fcntl.LOCK_EX | fcntl.LOCK_NB):
+                    shutil.rmtree(left)
+            made = Path(mkdtemp(prefix=".arriving-", dir=home))
+            stack.enter_context(_locked(made))
+        stack.callback(shutil.rmtree, made)
+        yield made
+
+
 def files(path: Path) -> dict[Path, os.stat_result]:
     """A file, or all files below a folder, but what goes while they are read."""
     found: dict[Path, os.stat_result] = {}
@@ -63,6 +84,17 @@ def files(path: Path) -> dict[Path, os.stat_result]:
 def _home() -> Path:
     caches = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(os.environ.get("DPO_DATA_CACHE") or Path(caches) / "dpo-data").expanduser().absolute()
+
+
+@contextmanager
+def _locked(folder: Path, how: int = fcntl.LOCK_EX) -> Iterator[None]:
+    """Hold a folder's lock, which is the kernel's: one that was killed holds nothing. Raises BlockingIOError if so asked."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, how)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 @contextmanager

@@ -15,12 +15,11 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
-from uuid import uuid4
 
 from dpo_data import copies, lock
 from dpo_data.copies import Known
 from dpo_data.errors import InputError, StoreError
-from dpo_data.files import appear, partial_of, room
+from dpo_data.files import appear, room
 from dpo_data.rows import batched
 
 AT_ONCE = 64
@@ -226,21 +225,18 @@ class Store:
 
     def _fetch(self, names: list[str]) -> None:
         """Download files, which each appear whole, with the times of their objects. Who fetches one of them at the same time,
-        as `status` may beside a run, does so under another name."""
-        unlike = uuid4().hex[:8]
-        partials = {name: partial_of(self.folder / f"{name}.{unlike}") for name in names}
-        try:
+        as `status` may beside a run, does so in another folder."""
+        with room(self.folder), copies.arriving() as folder:
+            partials = [folder / str(at) for at in range(len(names))]
             with reached(self.url) as fs, room(self.folder):
                 one_by_one = {"max_concurrency": 1} if "s3" in fs.protocol else {}  # s3fs tries no part of several again
-                fs.get([self._url(name) for name in names], [str(partial) for partial in partials.values()], **one_by_one)
-            for name, partial in partials.items():
+                fs.get([self._url(name) for name in names], [str(partial) for partial in partials], **one_by_one)
+            for name, partial in zip(names, partials, strict=True):
                 self._arrive(name, partial)
-        finally:
-            for partial in partials.values():
-                partial.unlink(missing_ok=True)
 
     def _arrive(self, name: str, partial: Path) -> None:
         made, file = self.objects[name], self.folder / name
+        file.parent.mkdir(parents=True, exist_ok=True)
         if made.changed is not None:
             os.utime(partial, (made.changed, made.changed))
         for journal in file.parent.glob("calls.sqlite-*") if file.name == "calls.sqlite" else ():

@@ -542,6 +542,26 @@ class TestTheWorkingCopy:
                 assert brought.result(60) == [bytes([at]) * 200_000 for at in range(20)]
         assert {path.name for path in Store(url).folder.iterdir()} == {f"{at}.bin" for at in range(20)}
 
+    def test_what_a_killed_process_has_not_all_fetched_goes_and_what_a_living_one_has_stays(
+        self, url: str, s3: S3, machine: Machine
+    ) -> None:
+        for name in ("a", "b"):
+            RunDir(url).write(name, name * 1000)
+        cache = machine("second")
+        s3.order(Fault(f"GET /{url.removeprefix('s3://')}/b", 1, delay=20))
+        code = "import sys; from dpo_data.store import Store; Store(sys.argv[1]).bring('.*')"
+        fetching = subprocess.Popen([sys.executable, "-c", code, url])
+        try:
+            wait(lambda: any(cache.glob(".arriving-*/*")), 60)
+            (left,) = cache.glob(".arriving-*")
+            assert Store(url).bring("a") == ["a"] and list(cache.glob(".arriving-*")) == [left] and any(left.iterdir())
+        finally:
+            fetching.kill()
+            fetching.wait()
+        assert left.exists() and not (Store(url).folder / "b").exists()
+        assert Store(url).bring(".*") == ["b"] and not list(cache.glob(".arriving*"))
+        assert {path.name: path.read_text() for path in Store(url).folder.iterdir()} == {"a": "a" * 1000, "b": "b" * 1000}
+
     def test_what_a_stage_goes_on_from_is_there_until_its_manifest_is(self, url: str, s3: S3, machine: Machine) -> None:
         stage = RunDir(url).stage("train").open({"a": 1}, {})
         (stage.path / "checkpoints" / "checkpoint-5").mkdir(parents=True)
