@@ -55,7 +55,7 @@ class Case:
         return subprocess.Popen(
             [sys.executable, *self.command, file.name, "--run", run.path.name],
             cwd=self.folder,
-            env={**os.environ, **ONE_CORE, **self.env, **temp, MARK: mark},
+            env={**os.environ, **ONE_CORE, **self.env, **temp, MARK: mark, "PYTHONFAULTHANDLER": "1"},
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
             text=True,
@@ -95,9 +95,18 @@ def whole(case: Case, name: str = "whole") -> RunDir:
     """A run that nobody touches."""
     run = RunDir(case.folder / name)
     process = case.begin(run)
-    told = process.communicate(timeout=PATIENCE)[1]
+    told = ended(process)
     assert process.returncode == 0, told
     return run
+
+
+def ended(process: "subprocess.Popen[str]", patience: float = PATIENCE) -> str:
+    """What a run has said when it has ended. One that hangs is aborted, and says where each of its threads stood."""
+    try:
+        return process.communicate(timeout=patience)[1]
+    except subprocess.TimeoutExpired:
+        process.send_signal(signal.SIGABRT)
+        return f"it hung for {patience:g} s: {process.communicate()[1]}"
 
 
 def chain(case: Case, name: str, shots: Iterable[Shot], like: RunDir) -> list[Injected]:
@@ -131,7 +140,7 @@ def strike(case: Case, run: RunDir, shot: Shot, moment: float) -> tuple[str, str
         struck = _struck(process, VICTIMS[shot.victim], shot.number)
         begun = (name for name in FOLDERS if (run.stage(name).path / "recipe.json").exists())
         stage = next((name for name in begun if not run.stage(name).manifest), shot.stage)
-        told = process.communicate(timeout=PATIENCE)[1]
+        told = ended(process)
     if process.returncode == 0 and (not struck or shot.victim == "run"):
         return "", ""
     if not struck:
@@ -145,7 +154,7 @@ def finish(case: Case, run: RunDir, like: RunDir) -> str:
     """Run to the end, and say what is wrong with that; "" for nothing."""
     mark = uuid.uuid4().hex
     with case.begin(run, mark) as process:
-        told = process.communicate(timeout=PATIENCE)[1]
+        told = ended(process)
     if process.returncode:
         return f"run again, it ended with {process.returncode}: {told}"
     if not all(rows(run)[name] == content for name, content in rows(like).items()):

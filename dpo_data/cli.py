@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from dpo_data import logs
 from dpo_data.argilla.commands import takes_commands
 from dpo_data.errors import DpoDataError, InputError
+from dpo_data.stop import Stopped, listen
 
 if TYPE_CHECKING:
     from dpo_data.config import Recipe
@@ -260,22 +261,8 @@ def _deploy(given: argparse.Namespace) -> None:
 
 def script() -> Any:
     """The command in a process of its own, which SIGTERM and a closed terminal stop as Ctrl-C does."""
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup has it
-            signal.signal(number, _stop)
+    listen()
     sys.exit(main())
-
-
-class Stopped(BaseException):
-    """Not a KeyboardInterrupt, after which Python may end by SIGINT, whatever the exit code is."""
-
-    def __init__(self, number: int):
-        self.number, self.exit_code = number, 128 + number
-
-
-def _stop(number: int, frame: Any) -> None:
-    sys.unraisablehook = lambda _: None  # what was half made here cannot be taken apart in order, and Python would say so
-    raise Stopped(number)
 
 
 if __name__ == "__main__":

@@ -29,6 +29,7 @@ import yaml
 from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL, PREFECT_HOME
 
 from dpo_data.errors import DpoDataError
+from dpo_data.stop import Stopped, listen
 from flows import gpu
 from flows.gc import POOL, TIMEOUT, URL, credentials, end_dead_runs, signed_in, why
 
@@ -61,8 +62,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--with-healthcheck", action="store_true", help="have the worker answer at /health, on port 8080")
     given = parser.parse_args(argv)
     url = f"http://127.0.0.1:{given.port}/api" if given.port else signed_in(PREFECT_API_URL.value() or URL)
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, _interrupt)
+    listen()
     try:
         return _serve(url, given.with_healthcheck)
     except DpoDataError as error:
@@ -71,7 +71,7 @@ def main(argv: list[str] | None = None) -> int:
     except httpx.HTTPError as error:
         print(f"dpo-data deploy: error: {why(error, url)}", file=sys.stderr)
         return 1
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, Stopped):
         print("\ndpo-data deploy: stopped. Schedules and finished work are kept; go on with `dpo-data deploy`", file=sys.stderr)
         return 130
 
@@ -226,10 +226,6 @@ def _get(url: str, path: str) -> Any:
 
 def _last_line(text: str) -> str:
     return next((line.strip() for line in reversed(text.splitlines()) if line.strip()), "no word")
-
-
-def _interrupt(number: int, frame: Any) -> None:
-    raise KeyboardInterrupt
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from faults import ASKED, PLAIN, everything, table, write_prompts
-from striking import MARK, Case, Injected, left, rows, whole
+from striking import MARK, Case, Injected, ended, left, rows, whole
 
 from dpo_data.rundir import RunDir
 
@@ -89,17 +89,17 @@ def test_no_row_hangs_on_the_clock(case: Case) -> None:
 
 
 HALF = """import os, signal
-from dpo_data import cli
+from dpo_data import stop
 class Half:
     def __init__(self):
         os.kill(os.getpid(), signal.SIGTERM)
         self.whole = True
     def __del__(self):
         self.whole
-signal.signal(signal.SIGTERM, cli._stop)
+stop.listen()
 try:
     Half()
-except cli.Stopped as stopped:
+except stop.Stopped as stopped:
     print(stopped.number)
 """
 
@@ -107,3 +107,81 @@ except cli.Stopped as stopped:
 def test_what_was_half_made_as_the_signal_came_says_nothing() -> None:
     done = subprocess.run([sys.executable, "-c", HALF], capture_output=True, text=True, check=False)
     assert (done.stdout, done.stderr) == ("15\n", "")
+
+
+COMING = """import os, sys, threading, time, weakref
+from dpo_data import stop
+def come():
+    os.kill(os.getpid(), int(sys.argv[1]))
+class First:
+    def __del__(self):
+        come()
+class Later:
+    def __del__(self):
+        time.sleep(0.1)
+        print("finalized")
+class Lock:
+    def __init__(self):
+        self.lock = threading.Lock()
+    def __enter__(self):
+        self.lock.acquire()
+        os.kill(os.getpid(), int(sys.argv[1]))
+    def __exit__(self, *raised):
+        self.lock.release()
+class Weak:
+    pass
+stop.listen()
+lock = Lock()
+try:
+    if sys.argv[2] == "finalizer":
+        finalized = [Later(), Later(), First()]
+        del finalized[:]  # from its end
+    elif sys.argv[2] == "callback":
+        weak = Weak()
+        called = weakref.ref(weak, lambda _: come())
+        del weak
+    else:
+        with lock:
+            time.sleep(60)
+    time.sleep(60)
+except (KeyboardInterrupt, stop.Stopped) as stopped:
+    print("locked" if lock.lock.locked() else type(stopped).__name__)
+"""
+
+
+@pytest.mark.parametrize(
+    ("number", "raised"), [(signal.SIGINT, "KeyboardInterrupt"), (signal.SIGTERM, "Stopped"), (signal.SIGHUP, "Stopped")]
+)
+@pytest.mark.parametrize(("where", "said"), [("finalizer", "finalized\nfinalized\n"), ("callback", ""), ("with", "")])
+def test_a_signal_at_a_bad_moment_is_heard_and_leaves_no_lock_taken(
+    number: signal.Signals, raised: str, where: str, said: str
+) -> None:
+    """Python drops what is raised in a finalizer or a weak reference's callback; in `__enter__` it takes a lock along."""
+    command = [sys.executable, "-c", COMING, str(int(number)), where]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=30)
+    assert (done.stdout, done.stderr) == (f"{said}{raised}\n", "")
+
+
+LOCKED = """import os, signal, sys
+from llvmlite.binding import ffi
+from dpo_data import cli
+def struck():
+    frame, callers = sys._getframe(), []
+    while frame := frame.f_back:
+        callers.append(frame.f_code.co_name)
+    if "__del__" in callers and "_buckets" in callers:
+        ffi.unregister_lock_callback(struck, nothing)
+        os.kill(os.getpid(), signal.SIGTERM)
+nothing = lambda: None
+ffi.register_lock_callback(struck, nothing)
+cli.script()
+"""
+
+
+def test_a_signal_that_takes_the_compilers_lock_along_ends_the_run(case: Case) -> None:
+    """It comes in a finalizer of the compiler's, which has taken a lock that no other thread gets any more."""
+    run = RunDir(case.folder / "locked")
+    process = Case(case.folder, case.recipe, command=("-c", LOCKED, "run")).begin(run)
+    told = ended(process, 120)
+    assert process.returncode == 143, told
+    assert told.strip() == "dpo-data: stopped. What is finished is kept; go on with `dpo-data run locked.toml --run locked`"
