@@ -8,10 +8,9 @@ import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from dpo_data import logs
+from dpo_data import logs, stop
 from dpo_data.argilla.commands import takes_commands
 from dpo_data.errors import DpoDataError, InputError
-from dpo_data.stop import Stopped, listen
 
 if TYPE_CHECKING:
     from dpo_data.config import Recipe
@@ -35,15 +34,15 @@ def main(argv: list[str] | None = None) -> int:
     try:
         logs.to_terminal()
         return int(given.command(given) or 0)
-    except DpoDataError as error:
-        if given.debug:
+    except BaseException as error:
+        if number := stop.heard or (signal.SIGINT if isinstance(error, KeyboardInterrupt) else 0):
+            again = " ".join(["dpo-data", *(argv if argv is not None else sys.argv[1:])])
+            logs.say(f"\ndpo-data: stopped. What is finished is kept; go on with `{again}`")
+            return 128 + number
+        if given.debug or not isinstance(error, DpoDataError):
             raise
         logs.say(f"dpo-data: error: {error}")
         return error.exit_code
-    except (KeyboardInterrupt, Stopped) as stopped:
-        again = " ".join(["dpo-data", *(argv if argv is not None else sys.argv[1:])])
-        logs.say(f"\ndpo-data: stopped. What is finished is kept; go on with `{again}`")
-        return 128 + (stopped.number if isinstance(stopped, Stopped) else signal.SIGINT)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -261,7 +260,7 @@ def _deploy(given: argparse.Namespace) -> None:
 
 def script() -> Any:
     """The command in a process of its own, which SIGTERM and a closed terminal stop as Ctrl-C does."""
-    listen()
+    stop.listen()
     sys.exit(main())
 
 

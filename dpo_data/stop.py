@@ -11,6 +11,10 @@ AGAIN = 0.01
 """Seconds until a signal that came at a bad moment is sent once more."""
 
 
+heard = 0
+"""The number of the last signal that was raised; whatever error comes after it may be what somebody's code has made of it."""
+
+
 class Stopped(BaseException):
     """By SIGTERM or a closed terminal. No KeyboardInterrupt, after which Python may end by SIGINT, whatever its exit code."""
 
@@ -37,7 +41,8 @@ def _stop(number: int, frame: FrameType | None) -> None:
     if _is_delicate(frame):
         _thread.start_new_thread(_once_more, (number, main))  # threading's own start takes locks, which may be held here
         return
-    sys.unraisablehook = unraisable
+    global heard
+    heard, sys.unraisablehook = number, unraisable
     raise KeyboardInterrupt if number == signal.SIGINT else Stopped(number)
 
 

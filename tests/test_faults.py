@@ -162,6 +162,26 @@ def test_a_signal_at_a_bad_moment_is_heard_and_leaves_no_lock_taken(
     assert (done.stdout, done.stderr) == (f"{said}{raised}\n", "")
 
 
+MADE = """import os, signal, sys
+from dpo_data import cli
+class Named:
+    def __set_name__(self, owner, name):
+        os.kill(os.getpid(), signal.SIGTERM)
+def work(given):
+    type("Owner", (), {"named": Named()})
+cli._doctor = work
+sys.argv = ["dpo-data", "doctor"]
+cli.script()
+"""
+
+
+def test_a_signal_of_which_python_makes_another_error_is_a_signal_still() -> None:
+    """What is raised while a class is made comes out of 3.11 as a RuntimeError."""
+    done = subprocess.run([sys.executable, "-c", MADE], capture_output=True, text=True, timeout=30)
+    assert (done.returncode, done.stdout) == (143, "")
+    assert done.stderr == "\ndpo-data: stopped. What is finished is kept; go on with `dpo-data doctor`\n"
+
+
 LOCKED = """import os, signal, sys
 from llvmlite.binding import ffi
 from dpo_data import cli
