@@ -36,6 +36,7 @@ def main(argv: list[str] | None = None) -> int:
         return int(given.command(given) or 0)
     except BaseException as error:
         if number := stop.heard or (signal.SIGINT if isinstance(error, KeyboardInterrupt) else 0):
+            stop.obeyed()
             again = " ".join(["dpo-data", *(argv if argv is not None else sys.argv[1:])])
             logs.say(f"\ndpo-data: stopped. What is finished is kept; go on with `{again}`")
             return 128 + number

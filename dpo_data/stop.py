@@ -1,18 +1,18 @@
-"""What ends a process from outside, Ctrl-C, SIGTERM or a closed terminal, is raised in its main thread, where it is heard."""
+"""What ends a process from outside, Ctrl-C, SIGTERM or a closed terminal, is raised in its main thread until it is obeyed."""
 
 import _thread
 import signal
 import sys
 import time
 from types import FrameType
-from typing import Any
 
 AGAIN = 0.01
-"""Seconds until a signal that came at a bad moment is sent once more."""
-
+"""Seconds until a signal is sent once more that came at a bad moment, or was dropped."""
 
 heard = 0
 """The number of the last signal that was raised; whatever error comes after it may be what somebody's code has made of it."""
+_obeyed = False
+_main = _thread.get_ident()
 
 
 class Stopped(BaseException):
@@ -21,29 +21,39 @@ class Stopped(BaseException):
     def __init__(self, number: int):
         self.number, self.exit_code = number, 128 + number
 
+    def __del__(self) -> None:
+        _dropped(self.number)
+
+
+class Interrupted(KeyboardInterrupt):
+    """By Ctrl-C."""
+
+    exit_code = 128 + signal.SIGINT
+
+    def __del__(self) -> None:
+        _dropped(signal.SIGINT)
+
 
 def listen() -> None:
-    """Have SIGTERM and SIGHUP raise Stopped, and SIGINT KeyboardInterrupt, where none of them is ignored, as nohup has it."""
+    """Have SIGTERM and SIGHUP raise Stopped, and SIGINT Interrupted, where none of them is ignored, as nohup has it."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, _stop)
 
 
+def obeyed() -> None:
+    """To be said by who catches what was raised, and ends."""
+    global _obeyed
+    _obeyed = True
+
+
 def _stop(number: int, frame: FrameType | None) -> None:
-    main = _thread.get_ident()  # Python's handlers run in the main thread alone
-
-    def unraisable(unraised: Any) -> None:
-        """What is raised in a weak reference's callback Python drops, and says so: a signal must not be lost there. The rest is
-        not worth a word: what was half made as the signal came cannot be taken apart in order."""
-        if isinstance(unraised.exc_value, KeyboardInterrupt | Stopped) and not sys.is_finalizing():
-            _thread.start_new_thread(_once_more, (number, main))
-
-    if _is_delicate(frame):
-        _thread.start_new_thread(_once_more, (number, main))  # threading's own start takes locks, which may be held here
-        return
     global heard
-    heard, sys.unraisablehook = number, unraisable
-    raise KeyboardInterrupt if number == signal.SIGINT else Stopped(number)
+    if _is_delicate(frame):
+        return _again(number)
+    # What was half made as the signal came cannot be taken apart in order, and Python would say so.
+    heard, sys.unraisablehook = number, lambda _: None
+    raise Interrupted if number == signal.SIGINT else Stopped(number)
 
 
 def _is_delicate(frame: FrameType | None) -> bool:
@@ -56,6 +66,18 @@ def _is_delicate(frame: FrameType | None) -> bool:
     return frame is not None
 
 
-def _once_more(number: int, main: int) -> None:
+def _dropped(number: int) -> None:
+    """What was raised is gone. Unless it was obeyed, somebody's code has dropped it: Python in a weak reference's callback, an
+    extension that asked whether an attribute is there."""
+    if not (_obeyed or sys.is_finalizing()):
+        _again(number)
+
+
+def _again(number: int) -> None:
+    _thread.start_new_thread(_once_more, (number,))  # threading's own start takes locks, which may be held here
+
+
+def _once_more(number: int) -> None:
     time.sleep(AGAIN)
-    signal.pthread_kill(main, number)
+    if not _obeyed:
+        signal.pthread_kill(_main, number)

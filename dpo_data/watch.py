@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from dataclasses import asdict
 from datetime import UTC, datetime
 
+from dpo_data import stop
 from dpo_data.nvidia import Gpu
 from dpo_data.progress import every
 from dpo_data.rundir import RunDir
@@ -45,6 +46,7 @@ def watch(run: RunDir, as_json: bool = False) -> int:
                 return found.exit_code
             time.sleep(every(run))
     except KeyboardInterrupt:
+        stop.obeyed()
         return 130
 
 

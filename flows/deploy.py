@@ -29,7 +29,7 @@ import yaml
 from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL, PREFECT_HOME
 
 from dpo_data.errors import DpoDataError
-from dpo_data.stop import Stopped, listen
+from dpo_data.stop import Stopped, listen, obeyed
 from flows import gpu
 from flows.gc import POOL, TIMEOUT, URL, credentials, end_dead_runs, signed_in, why
 
@@ -72,6 +72,7 @@ def main(argv: list[str] | None = None) -> int:
         print(f"dpo-data deploy: error: {why(error, url)}", file=sys.stderr)
         return 1
     except (KeyboardInterrupt, Stopped):
+        obeyed()
         print("\ndpo-data deploy: stopped. Schedules and finished work are kept; go on with `dpo-data deploy`", file=sys.stderr)
         return 130
 
