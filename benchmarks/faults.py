@@ -4,8 +4,9 @@
 
 A run begins in a process of its own, and at a moment that the seed decides one of its processes gets SIGKILL or SIGTERM. It is
 survived where nothing of the run goes on living and no temporary file of it is left, and run again it ends well, with the same
-samples, rankings and pairs, byte for byte, as a run that nobody touched. All is real: vLLM and the trainer with a tiny model on
-the CPU, the Hub and Prefect's server on loopback.
+samples, rankings and pairs, byte for byte, as a run that nobody touched. Some runs are asked to end while they start, by
+SIGTERM or a closed terminal: these must do so, and say it. All is real: vLLM and the trainer with a tiny model on the CPU,
+the Hub and Prefect's server on loopback.
 """
 
 import argparse
@@ -17,7 +18,7 @@ from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 
-from striking import Case, Injected, Shot, chains, whole
+from striking import START, Case, Injected, Shot, chains, starts, whole
 
 from dpo_data.rundir import FOLDERS
 
@@ -71,7 +72,8 @@ def everything(folder: Path, seeds: int) -> list[Injected]:
     planned = shots(seeds)
     with HubServer(folder / "hub") as hub:
         asked = Case(folder, PLAIN + ASKED)
-        found = chains(asked, "asked", planned["asked"], whole(asked, "asked"))
+        found = starts(asked, 2 * seeds)
+        found += chains(asked, "asked", planned["asked"], whole(asked, "asked"))
         published = Case(folder, PLAIN + RULED + PUBLISHED, hub.environment(folder / "home"))
         like = whole(published, "published")
         found += chains(published, "published", planned["published"], like)
@@ -106,7 +108,7 @@ def table(found: Iterable[Injected]) -> str:
     found = list(found)
     injected = Counter((one.fault, one.stage) for one in found)
     survived = Counter((one.fault, one.stage) for one in found if not one.why)
-    stages = [name for name in FOLDERS if any(stage == name for _, stage in injected)]
+    stages = [name for name in (START, *FOLDERS) if any(stage == name for _, stage in injected)]
     lines = [f"| survived of injected | {' | '.join(stages)} | all |", f"|---|{'---|' * (len(stages) + 1)}"]
     for fault in dict.fromkeys(one.fault for one in found):
         cells = [f"{survived[fault, stage]}/{injected[fault, stage]}" if injected[fault, stage] else "" for stage in stages]

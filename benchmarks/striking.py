@@ -31,6 +31,9 @@ PATIENCE = 900
 SECONDS = 12.0
 """For how long a stage is taken to last that the run beside it has not: a trainer or an engine starts then, or is at work."""
 
+START = "start"
+"""In the place of a stage: before the first one has done anything."""
+
 VICTIMS = {"run": "", "child": "dpo_data.child", "engine": "EngineCore", "flow": ""}
 """What gets the signal: the process that was begun, or one below it whose command line says so."""
 
@@ -165,6 +168,32 @@ def finish(case: Case, run: RunDir, like: RunDir) -> str:
     return f"left behind: {found}" if found else ""
 
 
+def starts(case: Case, count: int) -> list[Injected]:
+    """SIGTERM or SIGHUP at random moments of twice the time until a run is at work, two at a time. No such run may go on."""
+    run, began = RunDir(case.folder / "start"), time.monotonic()
+    with case.begin(run) as process:
+        _until(lambda: _is_at(run, "sample", process), process)
+        lasted = time.monotonic() - began
+        process.kill()
+    with ThreadPoolExecutor(2) as pool:
+        return [one for one in pool.map(lambda seed: _started(case, seed, 2 * lasted), range(count)) if one]
+
+
+def _started(case: Case, seed: int, within: float) -> Injected | None:
+    """One of them; None where the run was over before."""
+    number, mark = (signal.SIGTERM, signal.SIGHUP)[seed % 2], uuid.uuid4().hex
+    shot = Shot("run", number, START, seed)
+    process = case.begin(RunDir(case.folder / f"start-{seed}"), mark)
+    time.sleep(shot.share * within)
+    over = process.poll() is not None
+    process.send_signal(number)
+    told = ended(process)
+    if over:
+        return None
+    why = "" if process.returncode == -number and not told else _end(shot, process.returncode, told)  # or it did not listen yet
+    return Injected(shot.fault, START, seed, f"left behind: {found}" if (found := left(mark)) else why)
+
+
 def rows(run: RunDir) -> dict[str, bytes]:
     """All files of rows of the stages up to the pairs, by name."""
     stages = [run.stage(name).path for name in ("sample", "rank", "pair")]
@@ -209,10 +238,10 @@ def _end(shot: Shot, code: int, told: str) -> str:
         return f"a traceback: {told}"
     if shot.victim == "flow":
         return ""
-    wanted = {"run": {-signal.SIGKILL} if shot.number == signal.SIGKILL else {128 + signal.SIGTERM}}.get(shot.victim, {0, 4})
+    wanted = {"run": {-signal.SIGKILL} if shot.number == signal.SIGKILL else {128 + shot.number}}.get(shot.victim, {0, 4})
     if code not in wanted:
         return f"it ended with {code}: {told}"
-    return "" if code != 128 + signal.SIGTERM or "go on with `dpo-data run" in told else f"it did not say how to go on: {told}"
+    return "" if code != 128 + shot.number or "go on with `dpo-data run" in told else f"it did not say how to go on: {told}"
 
 
 def left(mark: str) -> list[str]:

@@ -28,10 +28,12 @@ STAGE_HELP = {
 
 def main(argv: list[str] | None = None) -> int:
     """Run one command. Returns the exit code: 0, an error's own, or 128 and the number of the signal that stopped it."""
-    given = parser().parse_args(argv)
-    if getattr(given, "log_format", None):
-        os.environ[logs.FORMAT] = given.log_format
+    debug = False
     try:
+        given = parser().parse_args(argv)
+        debug = given.debug
+        if getattr(given, "log_format", None):
+            os.environ[logs.FORMAT] = given.log_format
         logs.to_terminal()
         return int(given.command(given) or 0)
     except BaseException as error:
@@ -40,7 +42,7 @@ def main(argv: list[str] | None = None) -> int:
             again = " ".join(["dpo-data", *(argv if argv is not None else sys.argv[1:])])
             logs.say(f"\ndpo-data: stopped. What is finished is kept; go on with `{again}`")
             return 128 + number
-        if given.debug or not isinstance(error, DpoDataError):
+        if debug or not isinstance(error, DpoDataError):
             raise
         logs.say(f"dpo-data: error: {error}")
         return error.exit_code
