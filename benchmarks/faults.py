@@ -1,6 +1,6 @@
 """Faults injected into real runs at random moments, and whether each was survived: a table by fault and stage.
 
-    python benchmarks/faults.py [--seeds N]
+    python benchmarks/faults.py [--seeds N | --starts N]
 
 A run begins in a process of its own, and at a moment that the seed decides one of its processes gets SIGKILL or SIGTERM. It is
 survived where nothing of the run goes on living and no temporary file of it is left, and run again it ends well, with the same
@@ -120,10 +120,16 @@ def table(found: Iterable[Injected]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--seeds", type=int, default=12)
+    parser.add_argument("--starts", type=int, help="nothing but so many runs that are asked to end while they start")
+    given = parser.parse_args()
     sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))  # the Hub on loopback is the tests'
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores Ctrl-C, and so would the runs
     with tempfile.TemporaryDirectory() as folder:
-        found = everything(Path(folder), parser.parse_args().seeds)
+        if given.starts:
+            write_prompts(Path(folder))
+            found = starts(Case(Path(folder), PLAIN + ASKED), given.starts)
+        else:
+            found = everything(Path(folder), given.seeds)
     print(table(found))
     print(*(f"{one.fault}, {one.stage}, seed {one.seed}: {one.why}" for one in found if one.why), sep="\n")
 
