@@ -124,6 +124,7 @@ def main() -> None:
     given = parser.parse_args()
     sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))  # the Hub on loopback is the tests'
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores Ctrl-C, and so would the runs
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # as nohup does a closed terminal
     with tempfile.TemporaryDirectory() as folder:
         if given.starts:
             write_prompts(Path(folder))

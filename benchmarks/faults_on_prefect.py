@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+import uuid
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -105,12 +106,12 @@ def on_prefect(folder: Path, case: Case, shots: Iterable[Iterable[Shot]], like: 
         env = {name: prefect.env[name] for name in ("PREFECT_HOME", "PREFECT_API_URL")}
         flow = Case(folder, case.recipe, env, (str(FLOWS / "sample_and_train.py"),))
         found = chains(flow, "flow", shots, like)
-        with prefect.worker("first") as deploy:
+        with prefect.worker(uuid.uuid4().hex) as deploy:
             # First: a worker that was without its server for half a minute hears of no cancellation any more.
             found.append(_cancelled(prefect, case, like))
             found.append(_server_restarted(prefect, case, like))
             found.append(_worker_struck(prefect, case, like, deploy, signal.SIGKILL))
-        with prefect.worker("second") as deploy:
+        with prefect.worker(uuid.uuid4().hex) as deploy:
             found.append(_worker_struck(prefect, case, like, deploy, signal.SIGTERM))
     finally:
         prefect.server.kill()
