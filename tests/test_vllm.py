@@ -335,8 +335,8 @@ def test_a_model_without_a_chat_template_is_refused_before_the_first_prompt(tiny
         Vllm(model=str(bare), args=ARGS).build()
 
 
-def run_cli(recipe: str, run: Path) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "dpo_data.cli", "sample", recipe, "--run", str(run)]
+def run_cli(recipe: str, run: Path, *more: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "dpo_data.cli", "sample", recipe, "--run", str(run), *more]
     return subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
 
 
@@ -354,7 +354,7 @@ def stamps(stage: Stage) -> dict[str, tuple[bytes, int]]:
     return {path.name: (path.read_bytes(), path.stat().st_mtime_ns) for path in stage.shards()}
 
 
-def test_killed_and_interrupted_sampling_goes_on(
+def test_sampling_that_was_killed_or_interrupted_or_hung_goes_on(
     engine: VllmEngine, tiny_model: str, prompts: Callable[[int], str], tmp_path: Path
 ) -> None:
     from transformers import AutoTokenizer
@@ -385,19 +385,30 @@ def test_killed_and_interrupted_sampling_goes_on(
     assert "go on with `dpo-data sample" in told and "Traceback" not in told
     assert gone(pids)
     second = stamps(stage)
-    assert len(second) < 22
+
+    hung = run_cli(str(file), run, "--set", "sample.engine.stall=20")
+    pids = after_shards(hung, stage, len(second) + 1)
+    next(psutil.Process(pid) for pid in pids if "EngineCore" in " ".join(psutil.Process(pid).cmdline())).suspend()
+    _, told = hung.communicate(timeout=120)
+    assert hung.returncode == 4, told
+    assert "error: vLLM hangs: no step in 20 s, and " in told and "Run again to go on" in told and "Traceback" not in told
+    assert gone(pids)
+    kept = stamps(stage)
+    assert len(second) < len(kept) < 22
 
     last = run_cli(str(file), run)
     _, told = last.communicate(timeout=300)
     assert last.returncode == 0, told
     third = stamps(stage)
     assert len(third) == 22 and stage.manifest is not None
-    assert {name: second[name] for name in first} == first and {name: third[name] for name in second} == second
+    assert first.items() <= second.items() <= kept.items() <= third.items()
 
     unbroken = {row.prompt_id: row for row in answer(engine, read_prompts(recipe.prompts), recipe.sample.sampling, 0)}
-    rows = [row for path in stage.shards() if path.name not in second for row in stage.rows(Sample, path.name)]
+    rows = [row for path in stage.shards() if path.name not in kept for row in stage.rows(Sample, path.name)]
     same = sum([c.text for c in row.completions] == [c.text for c in unbroken[row.prompt_id].completions] for row in rows)
-    print(f"{len(first)} shards outlived SIGKILL, {len(second)} then SIGINT; of {len(rows)} prompts sampled after, {same} same")
+    print(
+        f"{len(first)} shards outlived SIGKILL, {len(second)} SIGINT, {len(kept)} a hang; of {len(rows)} prompts, {same} same"
+    )
     assert same >= 0.9 * len(rows)
     own = AutoTokenizer.from_pretrained(tiny_model).chat_template
     assert stage.manifest["policy"] == {**engine.policy, "template": content_id(own)}, "of every shard, whoever sampled it"
