@@ -18,7 +18,7 @@ from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 
-from striking import START, Case, Injected, Shot, chains, starts, whole
+from striking import START, Case, Injected, Shot, chains, starts, until, whole
 
 from dpo_data.rundir import FOLDERS
 
@@ -80,7 +80,7 @@ def everything(folder: Path, seeds: int) -> list[Injected]:
     ruled = Case(folder, PLAIN + RULED)
     found += chains(ruled, "ruled", planned["ruled"], like)
     trained = Case(folder, PLAIN + RULED + TRAINED.replace("{model}", tiny_model(folder / "model")))
-    found += chains(trained, "trained", planned["trained"], like)
+    found += chains(trained, "trained", planned["trained"], until(trained, "trained", "train"))
     return found + on_prefect(folder, ruled, planned["flow"], like)
 
 

@@ -103,6 +103,17 @@ def whole(case: Case, name: str = "whole") -> RunDir:
     return run
 
 
+def until(case: Case, name: str, stage: str) -> RunDir:
+    """A run that nobody touches before that stage is complete; then it is asked to end."""
+    run = RunDir(case.folder / name)
+    with case.begin(run) as process:
+        complete = _until(lambda: run.stage(stage).manifest is not None, process, every=0.05)
+        process.terminate()
+        told = ended(process)
+    assert complete, told
+    return run
+
+
 def ended(process: "subprocess.Popen[str]", patience: float = PATIENCE) -> str:
     """What a run has said when it has ended. One that hangs is aborted, and says where each of its threads stood."""
     try:
