@@ -3,7 +3,6 @@
 import argparse
 import json
 import os
-import signal
 import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -37,8 +36,7 @@ def main(argv: list[str] | None = None) -> int:
         logs.to_terminal()
         return int(given.command(given) or 0)
     except BaseException as error:
-        if number := stop.heard or (signal.SIGINT if isinstance(error, KeyboardInterrupt) else 0):
-            stop.obeyed()
+        if number := stop.obeyed(error):
             again = " ".join(["dpo-data", *(argv if argv is not None else sys.argv[1:])])
             logs.say(f"\ndpo-data: stopped. What is finished is kept; go on with `{again}`")
             return 128 + number

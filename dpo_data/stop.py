@@ -9,8 +9,8 @@ from types import FrameType
 AGAIN = 0.01
 """Seconds until a signal is sent once more that came at a bad moment, or was dropped."""
 
-heard = 0
-"""The number of the last signal that was raised; whatever error comes after it may be what somebody's code has made of it."""
+_heard = 0
+"""The number of the last signal that was raised."""
 _obeyed = False
 _main = _thread.get_ident()
 
@@ -41,18 +41,21 @@ def listen() -> None:
             signal.signal(number, _stop)
 
 
-def obeyed() -> None:
-    """To be said by who catches what was raised, and ends."""
+def obeyed(error: BaseException) -> int:
+    """To be asked by who catches what was raised, and ends where a signal was. Returns its number, 0 where there was none:
+    whatever error comes after a signal may be what somebody's code has made of it."""
     global _obeyed
-    _obeyed = True
+    number = _heard or (signal.SIGINT if isinstance(error, KeyboardInterrupt) else 0)
+    _obeyed = _obeyed or bool(number)
+    return number
 
 
 def _stop(number: int, frame: FrameType | None) -> None:
-    global heard
+    global _heard
     if _is_delicate(frame):
         return _again(number)
     # What was half made as the signal came cannot be taken apart in order, and Python would say so.
-    heard, sys.unraisablehook = number, lambda _: None
+    _heard, sys.unraisablehook = number, lambda _: None
     raise Interrupted if number == signal.SIGINT else Stopped(number)
 
 

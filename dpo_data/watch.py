@@ -45,9 +45,8 @@ def watch(run: RunDir, as_json: bool = False) -> int:
             if not found.holder:
                 return found.exit_code
             time.sleep(every(run))
-    except KeyboardInterrupt:
-        stop.obeyed()
-        return 130
+    except KeyboardInterrupt as stopped:
+        return 128 + stop.obeyed(stopped)
 
 
 def _draw(text: str, over: int) -> int:

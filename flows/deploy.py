@@ -29,7 +29,7 @@ import yaml
 from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL, PREFECT_HOME
 
 from dpo_data.errors import DpoDataError
-from dpo_data.stop import Stopped, listen, obeyed
+from dpo_data.stop import listen, obeyed
 from flows import gpu
 from flows.gc import POOL, TIMEOUT, URL, credentials, end_dead_runs, signed_in, why
 
@@ -65,16 +65,21 @@ def main(argv: list[str] | None = None) -> int:
     listen()
     try:
         return _serve(url, given.with_healthcheck)
-    except DpoDataError as error:
-        print(f"dpo-data deploy: error: {error}", file=sys.stderr)
-        return error.exit_code
-    except httpx.HTTPError as error:
-        print(f"dpo-data deploy: error: {why(error, url)}", file=sys.stderr)
-        return 1
-    except (KeyboardInterrupt, Stopped):
-        obeyed()
-        print("\ndpo-data deploy: stopped. Schedules and finished work are kept; go on with `dpo-data deploy`", file=sys.stderr)
-        return 130
+    except BaseException as error:
+        if obeyed(error):
+            print(
+                "\ndpo-data deploy: stopped. Schedules and finished work are kept; go on with `dpo-data deploy`",
+                file=sys.stderr,
+            )
+            return 130
+        if isinstance(error, DpoDataError):
+            told, code = str(error), error.exit_code
+        elif isinstance(error, httpx.HTTPError):
+            told, code = why(error, url), 1
+        else:
+            raise
+        print(f"dpo-data deploy: error: {told}", file=sys.stderr)
+        return code
 
 
 def deployments(folder: Path = SHIPPED) -> dict[str, Any]:

@@ -14,6 +14,8 @@ from striking import MARK, START, Case, Injected, ended, left, rows, whole
 
 from dpo_data.rundir import RunDir
 
+ROOT = Path(__file__).parents[1]
+
 
 @pytest.fixture(scope="module")
 def injected(tmp_path_factory: pytest.TempPathFactory) -> list[Injected]:
@@ -152,7 +154,7 @@ try:
             time.sleep(60)
     time.sleep(60)
 except (KeyboardInterrupt, stop.Stopped) as stopped:
-    stop.obeyed()
+    stop.obeyed(stopped)
     print("locked" if lock.lock.locked() else type(stopped).__name__)
     del stopped
     time.sleep(0.1)
@@ -177,22 +179,31 @@ def test_a_signal_at_a_bad_moment_is_heard_and_leaves_no_lock_taken(
 
 MADE = """import os, signal, sys
 from dpo_data import cli
+from flows import deploy
 class Named:
     def __set_name__(self, owner, name):
         os.kill(os.getpid(), signal.SIGTERM)
-def work(given):
+def work(*given):
     type("Owner", (), {"named": Named()})
-cli._doctor = work
-sys.argv = ["dpo-data", "doctor"]
+cli._doctor = deploy._serve = work
+if sys.argv[1] == "deploy":
+    sys.exit(deploy.main([]))
 cli.script()
 """
 
 
-def test_a_signal_of_which_python_makes_another_error_is_a_signal_still() -> None:
+@pytest.mark.parametrize(
+    ("command", "code", "told"),
+    [
+        ("doctor", 143, "dpo-data: stopped. What is finished is kept; go on with `dpo-data doctor`"),
+        ("deploy", 130, "dpo-data deploy: stopped. Schedules and finished work are kept; go on with `dpo-data deploy`"),
+    ],
+)
+def test_a_signal_of_which_python_makes_another_error_is_a_signal_still(command: str, code: int, told: str) -> None:
     """What is raised while a class is made comes out of 3.11 as a RuntimeError."""
-    done = subprocess.run([sys.executable, "-c", MADE], capture_output=True, text=True, timeout=30)
-    assert (done.returncode, done.stdout) == (143, "")
-    assert done.stderr == "\ndpo-data: stopped. What is finished is kept; go on with `dpo-data doctor`\n"
+    done = subprocess.run([sys.executable, "-c", MADE, command], capture_output=True, text=True, timeout=60, cwd=ROOT)
+    assert (done.returncode, done.stdout) == (code, "")
+    assert done.stderr == f"\n{told}\n"
 
 
 LOCKED = """import os, signal, sys
