@@ -29,7 +29,7 @@ PATIENCE = 900
 """Seconds for a whole run on a machine that is busy."""
 
 SECONDS = 12.0
-"""For how long a stage is taken to last that the run beside it has not: a trainer or an engine starts then, or is at work."""
+"""For how long a stage is taken to last that the run beside it has not: an engine starts then, or is at work."""
 
 START = "start"
 """In the place of a stage: before the first one has done anything."""
