@@ -22,6 +22,9 @@ INDENT = " " * 11
 UNITS = ((1, 100, "s"), (60, 100, "min"), (3600, 48, "h"), (86_400, float("inf"), "d"))
 """Seconds of a unit, and how many of it are told in it at most."""
 
+SIZES = ((1, 9_999.5, ""), (1000, 999_500.0, "k"), (1_000_000, float("inf"), "M"))
+"""Of a speed: what a letter stands for, and up to what it is used. Bounds are where rounding would add a digit."""
+
 
 def text(found: RunStatus) -> str:
     """A line a stage, at most 80 columns wide but for names and paths. Times that are guessed begin with `~`. What a server has
@@ -125,9 +128,8 @@ def _speed(stage: StageStatus) -> str:
 
 
 def _each_second(value: float, unit: str) -> str:
-    if value >= 10_000:
-        return f"{value / 1000:,.0f}k {unit}/s"
-    return f"{value:,.{int(value < 10)}f} {unit}/s"
+    size, letter = next((size, letter) for size, most, letter in SIZES if value < most)
+    return f"{value / size:,.{int(value / size < 9.95)}f}{letter} {unit}/s"
 
 
 def _gpu(gpu: Gpu) -> str:

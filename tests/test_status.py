@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from pty_child import CLI, typing
 from usage import wait
@@ -193,13 +193,15 @@ def test_a_listener_hears_the_same_with_a_note_and_without(run: RunDir, looked_a
 
 
 counts = st.none() | st.integers(0, 9_999_999)
-speeds = st.none() | st.floats(0.001, 1e7)
+speeds = st.none() | st.floats(0.001, 1e9)
 
 
 @given(
     *(counts, counts, counts, counts, speeds, speeds, st.none() | st.floats(0, 1e8)),
     st.sampled_from(["not begun", "running", "stopped", "waiting", "failed", "complete"]),
 )
+@example(9_999, 9_999_999, 9_999_999, 99_999, 9_999_500.0, None, 0.0, "not begun")
+@example(9_999, 9_999_999, 9_999_999, 99_999, None, 9_999_500.0, 1e8, "running")
 def test_a_line_fits_in_80_columns(
     shards: int | None,
     rows: int | None,
@@ -217,6 +219,17 @@ def test_a_line_fits_in_80_columns(
     found = RunStatus("run", None, [stage])
     assert all(len(line) <= 80 for line in text(found).splitlines())
     assert list(cells(stage)) == ["stage", "state", "shards", "rows", "done", "failed", "speed", "time"]
+
+
+@pytest.mark.parametrize(
+    ("speed", "said"),
+    [
+        *((0.05, "3.0 rows/min"), (0.1, "0.1 rows/s"), (9.94, "9.9 rows/s"), (42, "42 rows/s"), (9_999.4, "9,999 rows/s")),
+        *((9_999.5, "10k rows/s"), (999_499, "999k rows/s"), (999_500, "1.0M rows/s"), (9_999_500, "10M rows/s")),
+    ],
+)
+def test_a_speed_fits_its_column(speed: float, said: str) -> None:
+    assert cells(StageStatus("rank", "running", rows_per_second=speed))["speed"] == said and len(said) <= 12
 
 
 @given(st.floats(0, 1e8))
