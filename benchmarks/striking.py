@@ -16,7 +16,7 @@ from pathlib import Path
 
 import psutil
 
-from dpo_data.lock import FILE
+from dpo_data.lock import FILE, left_by
 from dpo_data.rundir import FOLDERS, RunDir
 
 MARK = "DPO_DATA_FAULTS"
@@ -155,12 +155,13 @@ def strike(case: Case, run: RunDir, shot: Shot, moment: float) -> tuple[str, str
         begun = (name for name in FOLDERS if (run.stage(name).path / "recipe.json").exists())
         stage = next((name for name in begun if not run.stage(name).manifest), shot.stage)
         told = ended(process)
-    if process.returncode == 0 and (not struck or shot.victim == "run"):
+    if found := left(mark):
+        return stage, f"left behind: {found}"
+    over = process.returncode == 0 or (process.returncode == -signal.SIGTERM and not left_by(run.path))  # it let go its lock
+    if over and (not struck or shot.victim == "run"):
         return "", ""
     if not struck:
         return stage, f"it ended before: {told}"
-    if found := left(mark):
-        return stage, f"left behind: {found}"
     return stage, _end(shot, process.returncode, told)
 
 

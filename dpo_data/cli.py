@@ -262,7 +262,11 @@ def _deploy(given: argparse.Namespace) -> None:
 def script() -> Any:
     """The command in a process of its own, which SIGTERM and a closed terminal stop as Ctrl-C does."""
     stop.listen()
-    sys.exit(main())
+    try:
+        code = main()
+    finally:
+        stop.over()
+    sys.exit(code)
 
 
 if __name__ == "__main__":

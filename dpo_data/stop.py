@@ -41,6 +41,14 @@ def listen() -> None:
             signal.signal(number, _stop)
 
 
+def over() -> None:
+    """Nothing is left that could be stopped: a signal ends the process by itself, as it does anyway once Python is being taken
+    apart, which may take a while. What was raised now would be a traceback, or be dropped."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is _stop:
+            signal.signal(number, signal.SIG_DFL)
+
+
 def obeyed(error: BaseException) -> int:
     """To be asked by who catches what was raised, and ends where a signal was. Returns its number, 0 where there was none:
     whatever error comes after a signal may be what somebody's code has made of it."""

@@ -29,7 +29,7 @@ import yaml
 from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL, PREFECT_HOME
 
 from dpo_data.errors import DpoDataError
-from dpo_data.stop import listen, obeyed
+from dpo_data.stop import listen, obeyed, over
 from flows import gpu
 from flows.gc import POOL, TIMEOUT, URL, credentials, end_dead_runs, signed_in, why
 
@@ -80,6 +80,8 @@ def main(argv: list[str] | None = None) -> int:
             raise
         print(f"dpo-data deploy: error: {told}", file=sys.stderr)
         return code
+    finally:
+        over()
 
 
 def deployments(folder: Path = SHIPPED) -> dict[str, Any]:

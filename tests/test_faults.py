@@ -206,6 +206,35 @@ def test_a_signal_of_which_python_makes_another_error_is_a_signal_still(command:
     assert done.stderr == f"\n{told}\n"
 
 
+LATE = """import atexit, os, signal, sys, time
+from dpo_data import cli
+from flows import deploy
+def late(*given):
+    os.kill(os.getpid(), number)
+    time.sleep(60)
+cli._doctor = deploy._serve = lambda *given: print("done", flush=True)
+number, command = int(sys.argv.pop(1)), sys.argv[1]
+if sys.argv.pop() == "atexit":
+    atexit.register(late)
+else:
+    sys.exit = late
+if command == "deploy":
+    sys.exit(deploy.main([]))
+cli.script()
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize("when", ["exit", "atexit"])
+@pytest.mark.parametrize("command", ["doctor", "deploy"])
+def test_a_signal_that_comes_when_all_is_done_ends_what_is_left_of_the_process(
+    command: str, when: str, number: signal.Signals
+) -> None:
+    line = [sys.executable, "-c", LATE, str(int(number)), command, when]
+    done = subprocess.run(line, capture_output=True, text=True, timeout=50, cwd=ROOT)
+    assert (done.returncode, done.stdout, done.stderr) == (-number, "done\n", "")
+
+
 LOCKED = """import os, signal, sys
 from llvmlite.binding import ffi
 from dpo_data import cli
