@@ -19,11 +19,11 @@ WIDTH = 80
 COLUMNS = "  {:<8} {:<9} {:>11} {:>10} {:>5} {:>6} {:>12} {:>9}"
 INDENT = " " * 11
 
-UNITS = ((1, 100, "s"), (60, 100, "min"), (3600, 48, "h"), (86_400, float("inf"), "d"))
-"""Seconds of a unit, and how many of it are told in it at most."""
+Units = tuple[tuple[int, float, str], ...]
+"""How much one of a unit is, and how many of it are told in it at most."""
 
-SIZES = ((1, 9_999.5, ""), (1000, 999_500.0, "k"), (1_000_000, float("inf"), "M"))
-"""Of a speed: what a letter stands for, and up to what it is used. Bounds are where rounding would add a digit."""
+TIMES: Units = ((1, 100, "s"), (60, 100, "min"), (3600, 48, "h"), (86_400, float("inf"), "d"))
+SPEEDS: Units = ((1, 9_999.5, ""), (1000, 999.5, "k"), (1_000_000, float("inf"), "M"))  # beyond, rounding would add a digit
 
 
 def text(found: RunStatus) -> str:
@@ -128,8 +128,8 @@ def _speed(stage: StageStatus) -> str:
 
 
 def _each_second(value: float, unit: str) -> str:
-    size, letter = next((size, letter) for size, most, letter in SIZES if value < most)
-    return f"{value / size:,.{int(value / size < 9.95)}f}{letter} {unit}/s"
+    count, letter = _in_units(value, SPEEDS)
+    return f"{count:,.{int(count < 9.95)}f}{letter} {unit}/s"
 
 
 def _gpu(gpu: Gpu) -> str:
@@ -144,5 +144,9 @@ def _wrapped(words: str, indent: str) -> list[str]:
 
 def duration(seconds: float) -> str:
     """A time as a person says it: `0.4 s`, `12 min`, `2.1 h`."""
-    size, unit = next((size, unit) for size, most, unit in UNITS if seconds / size < most)
-    return f"{seconds / size:.{int(seconds / size < 10 and unit != 'min')}f} {unit}"
+    count, unit = _in_units(seconds, TIMES)
+    return f"{count:.{int(count < 10 and unit != 'min')}f} {unit}"
+
+
+def _in_units(value: float, units: Units) -> tuple[float, str]:
+    return next((value / size, unit) for size, most, unit in units if value / size < most)
