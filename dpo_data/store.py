@@ -61,20 +61,25 @@ def local(place: str) -> Path:
 @contextmanager
 def reached(url: str) -> Iterator[Any]:
     """The file system that a URL is in. Raises StoreError for what goes wrong there, without the library's own traceback."""
+    try:
+        yield _file_system(url)
+    except NotImplementedError as error:
+        raise StoreError(f"The file system of {url} cannot do all that a run needs", "Use s3://.") from error
+    except _failures() as error:
+        said = (getattr(error, "strerror", None) or str(error)).partition("\n")[0] or type(error).__name__
+        raise StoreError(f"{url} cannot be reached: {said}", _remedy(url, error)) from None
+
+
+def _file_system(url: str) -> Any:
     import fsspec
 
     scheme = url.partition("://")[0]
     options = {"config_kwargs": PATIENCE, **fsspec.config.conf.get("s3", {})} if scheme in ("s3", "s3a") else {}
     try:
-        fs = fsspec.core.url_to_fs(url, **options)[0]
+        return fsspec.core.url_to_fs(url, **options)[0]
     except (ImportError, ValueError) as error:
         remedy = "Run `pip install 'dpo-data[s3]'`." if options else "Install what it needs, or use s3://."
         raise StoreError(f"Nothing here knows {scheme}:// ({error})", remedy) from None
-    try:
-        yield fs
-    except _failures() as error:
-        said = (getattr(error, "strerror", None) or str(error)).partition("\n")[0] or type(error).__name__
-        raise StoreError(f"{url} cannot be reached: {said}", _remedy(url, error)) from None
 
 
 class Store:
@@ -277,8 +282,8 @@ def _failures() -> tuple[type[Exception], ...]:
         from aiohttp import ClientError as HttpError
         from botocore.exceptions import BotoCoreError, ClientError
     except ImportError:
-        return OSError, NotImplementedError
-    return OSError, NotImplementedError, BotoCoreError, ClientError, HttpError
+        return (OSError,)
+    return OSError, BotoCoreError, ClientError, HttpError
 
 
 def _remedy(url: str, error: Exception) -> str:

@@ -427,6 +427,14 @@ class TestWhatIsWrong:
         with pytest.raises(StoreError, match=r"Nothing here knows s4://.*Install what it needs, or use s3://"):
             _ = RunDir("s4://bucket/x").path
 
+    def test_a_file_system_that_cannot_do_what_a_run_needs(self, machine: Machine) -> None:
+        with pytest.raises(StoreError, match=r"The file system of data://x/run cannot do all that a run needs\. Use s3://"):
+            _ = RunDir("data://x/run").path
+
+    def test_a_file_system_that_connects_when_it_is_made(self, machine: Machine) -> None:
+        with pytest.raises(StoreError, match=r"ftp://127\.0\.0\.1:9/run cannot be reached: Connection refused\. Check network"):
+            _ = RunDir("ftp://127.0.0.1:9/run").path
+
     def test_an_object_that_would_lie_elsewhere(self, s3: S3, url: str, machine: Machine) -> None:
         import fsspec
 
