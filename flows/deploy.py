@@ -1,7 +1,6 @@
 """What `dpo-data deploy` runs: a Prefect server where none answers, the deployments of prefect.yaml, a worker until Ctrl-C."""
 
 import argparse
-import logging
 import os
 import signal
 import socket
@@ -12,7 +11,6 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, suppress
-from logging.handlers import RotatingFileHandler
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -30,27 +28,20 @@ from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL, PREFECT_H
 
 from dpo_data.errors import DpoDataError
 from dpo_data.stop import listen, obeyed, over
-from flows import gpu
+from flows import gpu, server
 from flows.gc import POOL, TIMEOUT, URL, credentials, end_dead_runs, signed_in, why
 
 LOOPBACK = ("127.0.0.1", "localhost")
 
-SERVER = {
-    # Leases outlive a restart of the server. In its memory they would not, and the slots would be lent for good.
-    "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": "prefect.server.concurrency.lease_storage.filesystem",
-    # Flow runs leave the database 90 days after their end, and their events after seven.
-    "PREFECT_SERVER_SERVICES_DB_VACUUM_ENABLED": "events,flow_runs",
-}
 WORKER = {
     # A flow run's process starts as many seconds early and waits for its time, so that its imports delay nothing, nor does a
     # server that was busy when the worker asked it: Prefect's client waits up to a minute before it has asked five times.
     "PREFECT_WORKER_PREFETCH_SECONDS": "75",
+    # A run that is asked for now, or whose schedule was made right before its minute, has no such time to spare.
+    "PREFECT_WORKER_QUERY_SECONDS": "1",
     "PREFECT_WORKER_WEBSERVER_HOST": "127.0.0.1",
 }
 """Settings of Prefect's for what is started here, unless the environment has its own."""
-
-LOG = 5_000_000
-"""Bytes of the server's log, from which on it is the old one and a new one begins."""
 
 PREFECT = [sys.executable, "-m", "prefect", "--no-prompt"]
 
@@ -160,15 +151,15 @@ def _server(url: str) -> Iterator[None]:
     os.environ["PREFECT_SERVER_UI_API_URL"] = url
     log = PREFECT_HOME.value() / "dpo-data-server.log"
     log.parent.mkdir(parents=True, exist_ok=True)
-    command = [*PREFECT, "server", "start", "--host", "127.0.0.1", "--port", str(port), "--log-level", "WARNING"]
+    command = [*server.COMMAND, "--host", "127.0.0.1", "--port", str(port), "--log-level", "WARNING"]
     # Prefect's default would let any page in a browser of this machine start runs, and read what they are given and say.
     origins = {"PREFECT_SERVER_CORS_ALLOWED_ORIGINS": ",".join(f"http://{name}:{port}" for name in LOOPBACK)}
-    env = {**SERVER, **origins, **os.environ}
-    with _process(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=env) as server:
-        logger = threading.Thread(target=_log, args=(server, log), daemon=True)
+    env = {**server.SETTINGS, **origins, **os.environ}
+    with _process(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=env) as process:
+        logger = threading.Thread(target=server.keep, args=(process, log), daemon=True)
         logger.start()
         while not _get(url, "/health"):
-            if server.poll() is not None:
+            if process.poll() is not None:
                 logger.join()
                 raise DpoDataError(f"The Prefect server ended: {_last_line(log.read_text())}", f"Its whole log is {log}.")
             time.sleep(0.2)
@@ -178,14 +169,6 @@ def _server(url: str) -> Iterator[None]:
         finally:
             with suppress(httpx.HTTPError):  # a server that is going itself is not the reason for which this ends
                 end_dead_runs(url, unclaimed=True)
-
-
-def _log(server: subprocess.Popen[bytes], log: Path) -> None:
-    """Keep what a server prints: on SQLite, hundreds of MB a week of a `database is locked` that it gets over."""
-    handler = RotatingFileHandler(log, maxBytes=LOG, backupCount=1, encoding="utf-8")
-    for line in server.stdout or ():
-        handler.emit(logging.makeLogRecord({"msg": line.decode("utf-8", "replace").rstrip()}))
-    handler.close()
 
 
 @contextmanager

@@ -28,7 +28,7 @@ from usage import free_port, wait
 
 from dpo_data.config import Recipe, dump, parse
 from dpo_data.rundir import RunDir
-from flows import deploy, gc, gpu, notify
+from flows import gc, gpu, notify
 from flows import sample_and_train as flow_module
 
 INITDB = shutil.which("initdb", path=":".join([os.environ["PATH"], *glob("/usr/lib/postgresql/*/bin")]))
@@ -128,16 +128,6 @@ def test_a_run_that_fails_says_why_and_a_webhook_is_told(deployed: Deployed) -> 
     assert "gcl create gpu-elsewhere" in said["text"]
     blocks = deployed.ask("/block_documents/filter", limit=50)
     assert "secret-path" not in json.dumps(blocks), "the address is shown to nobody"
-
-
-def test_what_a_server_prints_is_kept_and_does_not_grow_for_ever(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(deploy, "LOG", 10_000)
-    code = "for at in range(2000): print(at, 'database is locked')"
-    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE) as server:
-        deploy._log(server, tmp_path / "server.log")
-    assert (tmp_path / "server.log").read_text().endswith("1999 database is locked\n")
-    kept = [path.stat().st_size for path in tmp_path.iterdir()]
-    assert len(kept) == 2 and 10_000 < sum(kept) <= 20_000
 
 
 def test_notify_says_what_is_not_set(tmp_path: Path) -> None:

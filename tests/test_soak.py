@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from soak import soak
 
-from flows.deploy import LOG
+from flows.server import LOG
 
 MINUTES = 5
 LATE = 30
