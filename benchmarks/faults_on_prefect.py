@@ -19,7 +19,6 @@ from usage import free_port, wait
 from dpo_data.rundir import RunDir
 
 FLOWS = Path(__file__).parents[1] / "flows"
-SERVER = [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--log-level", "WARNING"]
 NIGHTLY = "/deployments/name/sample-and-train/nightly"
 PATIENCE = 300
 """Seconds for what takes some on a machine that is busy."""
@@ -37,18 +36,17 @@ class Prefect:
             **os.environ,
             "PREFECT_HOME": str(folder / "prefect"),
             "PREFECT_API_URL": self.url,
-            "PREFECT_WORKER_QUERY_SECONDS": "1",
             "PREFECT_WORKER_PREFETCH_SECONDS": "1",
         }
         self.serve()
 
     def serve(self) -> None:
         """Start the server, and wait until it answers."""
-        from flows import deploy
+        from flows import server
 
-        command = [*SERVER, "--port", str(self.port)]
+        command = [*server.COMMAND, "--host", "127.0.0.1", "--port", str(self.port), "--log-level", "WARNING"]
         quiet: dict[str, Any] = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-        self.server = subprocess.Popen(command, env=deploy.SERVER | self.env, **quiet)
+        self.server = subprocess.Popen(command, env=server.SETTINGS | self.env, **quiet)
         wait(lambda: self.answers("/health"), PATIENCE)
 
     def answers(self, path: str) -> Any:

@@ -1,17 +1,20 @@
 """A schedule each minute on a real Prefect server and worker: does every run fire and end, beside one hung, killed, cancelled?
 
     python benchmarks/soak.py [--minutes 60] [--folder DIR]
+    python benchmarks/soak.py --asked 30 [--folder DIR]
 
 `dpo-data deploy` serves from a folder and a database of its own; a run samples by the echo engine for ten seconds, ranks, pairs
 and reports. Of the five runs or more, one is stopped in the middle (SIGSTOP: it neither ends nor dies, and is cancelled at the
 end), one gets SIGKILL, and one is cancelled by the API. What is told of each: when the worker submitted it and when it was
-Running, both in seconds after its minute, and its last state. In a DIR that is empty the server's log, the worker's and the
-database stay, to see why a run was late.
+Running, both in seconds after its minute, and its last state. The schedule is made half a minute before its first run or more;
+how soon a run begins that has no such notice is what `--asked` tells, by so many runs that are asked for at once, one after the
+other. In a DIR that is empty the server's log, the worker's and the database stay, to see why a run was late.
 """
 
 import argparse
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -76,7 +79,7 @@ class Soaked:
     left: list[str] = field(default_factory=list)
 
     def table(self) -> str:
-        """Markdown: a row for what was struck and one for all the rest, then the sizes."""
+        """Markdown: a row for what was struck and one for all the rest."""
         rest = [one for one in self.fired if not one.struck]
         rows = [(one.struck, [one]) for one in self.fired if one.struck] + [("nothing", rest)]
         lines = ["| done to it | runs | submitted | Running, median | latest | ended |", "|---|---|---|---|---|---|"]
@@ -86,20 +89,19 @@ class Soaked:
             lines.append(
                 f"| {what} | {len(runs)} | {early:+.1f} s | {late[len(late) // 2]:+.2f} s | {late[-1]:+.2f} s | {ended} |"
             )
+        return "\n".join(lines)
+
+    def sizes(self) -> str:
+        """What a schedule's runs left and took, in a line."""
         grown = (self.database[-1] - self.database[0]) / max(1, len(self.fired))
         sizes = f"database {self.database[-1] / 1e6:.1f} MB, {grown / 1e3:.0f} kB a run"
         kilobytes = {"server": self.server_log / 1e3, "worker": self.worker_log / 1e3, "a run": self.run_log / 1e3}
         logs = "logs: " + ", ".join(f"{who} {size:.1f} kB" for who, size in kilobytes.items())
-        return "\n".join(
-            [*lines, "", f"{sizes}; {logs}; {self.cpu:.0f} s of CPU; {len(self.left)} processes or temporary files left"]
-        )
+        return f"{sizes}; {logs}; {self.cpu:.0f} s of CPU; {len(self.left)} processes or temporary files left"
 
 
 def soak(folder: Path, minutes: int) -> Soaked:
     """So many minutes of the schedule, in an empty folder. The struck runs are spread over them."""
-    (folder / "soak.toml").write_text(RECIPE)
-    prompts = (json.dumps({"prompt": f"Question {at}: name {at + 2} rivers"}) for at in range(40))
-    (folder / "prompts.jsonl").write_text("\n".join(prompts))
     strikes = {max(1, minutes // 5): _hang, minutes // 2: _kill, minutes * 7 // 10: _cancel}
     told = Soaked()
     with _deployed(folder, told) as (process, ask):
@@ -132,6 +134,18 @@ def soak(folder: Path, minutes: int) -> Soaked:
     return told
 
 
+def asked(folder: Path, runs: int) -> list[Fired]:
+    """So many runs, each asked for once the one before has ended; its seconds are those since then."""
+    told = Soaked()
+    with _deployed(folder, told) as (_, ask):
+        deployment, ids = _deployment(ask, []), []
+        for _ in range(runs):
+            time.sleep(random.uniform(0, 10))
+            ids.append(ask(f"/deployments/{deployment}/create_flow_run", {"state": {"type": "SCHEDULED"}})["id"])
+            wait(lambda: ask(f"/flow_runs/{ids[-1]}")["state_type"] in ENDED, 120)
+        return [_told(folder, ask, id, "") for id in ids]
+
+
 Ask = Callable[..., Any]
 
 
@@ -161,16 +175,19 @@ def _run_of(folder: Path, run: dict[str, Any]) -> RunDir:
 
 
 def _every_minute(ask: Ask) -> str:
+    """A deployment that is due each minute, and for the first time in half a minute or later. Returns its id."""
+    into = time.time() % 60
+    time.sleep(60 - into if into > 30 else 0)
+    return _deployment(ask, [{"schedule": {"cron": "* * * * *", "timezone": "UTC"}, "active": True}])
+
+
+def _deployment(ask: Ask, schedules: list[dict[str, Any]]) -> str:
     """A deployment beside those of prefect.yaml, on the same flow. Returns its id."""
     nightly = ask("/deployments/name/sample-and-train/nightly")
     same = ("flow_id", "entrypoint", "path", "work_pool_name", "pull_steps", "parameter_openapi_schema")
-    every = {"schedule": {"cron": "* * * * *", "timezone": "UTC"}, "active": True}
     given = {"recipe": "soak.toml", "run": "runs/{name}-{date}"}
-    return str(
-        ask("/deployments/", {key: nightly[key] for key in same} | {"name": "soak", "schedules": [every], "parameters": given})[
-            "id"
-        ]
-    )
+    made = {key: nightly[key] for key in same} | {"name": "soak", "schedules": schedules, "parameters": given}
+    return str(ask("/deployments/", made)["id"])
 
 
 def _told(folder: Path, ask: Ask, id: str, struck: str) -> Fired:
@@ -193,7 +210,10 @@ def _database(folder: Path) -> int:
 
 @contextmanager
 def _deployed(folder: Path, told: Soaked) -> Iterator[tuple["subprocess.Popen[str]", Ask]]:
-    """`dpo-data deploy` at work, and how to ask its server; a GET where there is no body."""
+    """`dpo-data deploy` at work, beside a recipe, and how to ask its server; a GET where there is no body."""
+    (folder / "soak.toml").write_text(RECIPE)
+    prompts = (json.dumps({"prompt": f"Question {at}: name {at + 2} rivers"}) for at in range(40))
+    (folder / "prompts.jsonl").write_text("\n".join(prompts))
     port = free_port()
     temp = folder / "temp"
     temp.mkdir()
@@ -228,15 +248,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--minutes", type=int, default=60)
     parser.add_argument("--folder", type=Path)
+    parser.add_argument("--asked", type=int, metavar="N", help="so many runs that are asked for, in place of a schedule")
     given = parser.parse_args()
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores Ctrl-C, and so would deploy
     with nullcontext(given.folder) if given.folder else tempfile.TemporaryDirectory() as folder:
         Path(folder).mkdir(parents=True, exist_ok=True)
-        told = soak(Path(folder), given.minutes)
+        told = Soaked(asked(Path(folder), given.asked)) if given.asked else soak(Path(folder), given.minutes)
     for one in told.fired:
         struck = f"  {one.struck}" if one.struck else ""
         print(f"{one.minute}  submitted {one.submitted:+6.1f} s  running {one.running:+5.2f} s  {one.ended:<9}{struck}")
-    print(f"\n{told.table()}")
+    print("", told.table(), *([] if given.asked else ["", told.sizes()]), sep="\n")
 
 
 if __name__ == "__main__":
