@@ -62,11 +62,10 @@ def deploying(folder: Path, **env: str) -> Iterator[Deployed]:
 
 
 def environment(folder: Path) -> dict[str, str]:
-    """With Prefect's database in that folder, and a worker that looks for work every second."""
+    """With Prefect's database in that folder, and a worker that starts a run's process at its time."""
     return {
         **os.environ,
         "PREFECT_HOME": str(folder / "prefect"),
         "PREFECT_API_URL": "",
-        "PREFECT_WORKER_QUERY_SECONDS": "1",
         "PREFECT_WORKER_PREFETCH_SECONDS": "1",
     }
