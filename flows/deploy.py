@@ -25,6 +25,7 @@ sys.path.insert(0, str(SHIPPED))  # run by its path, this file would not find it
 import httpx
 import yaml
 from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL, PREFECT_HOME
+from prefect.settings import PREFECT_SERVER_DATABASE_CONNECTION_URL as DATABASE
 
 from dpo_data.errors import DpoDataError
 from dpo_data.stop import listen, obeyed, over
@@ -37,11 +38,14 @@ WORKER = {
     # A flow run's process starts as many seconds early and waits for its time, so that its imports delay nothing, nor does a
     # server that was busy when the worker asked it: Prefect's client waits up to a minute before it has asked five times.
     "PREFECT_WORKER_PREFETCH_SECONDS": "75",
-    # A run that is asked for now, or whose schedule was made right before its minute, has no such time to spare.
-    "PREFECT_WORKER_QUERY_SECONDS": "1",
     "PREFECT_WORKER_WEBSERVER_HOST": "127.0.0.1",
 }
 """Settings of Prefect's for what is started here, unless the environment has its own."""
+
+BESIDE = {"PREFECT_WORKER_QUERY_SECONDS": "1"}
+"""More of them, for a worker whose server is started here, on SQLite. What is asked for now, or had its schedule made right
+before its minute, has no time to spare. Elsewhere it is ten seconds, as Prefect has it: a worker ends itself after twelve
+errors in a row, and a database that is started anew, or a server behind a proxy, may well be away for twelve seconds."""
 
 PREFECT = [sys.executable, "-m", "prefect", "--no-prompt"]
 
@@ -86,7 +90,9 @@ def deployments(folder: Path = SHIPPED) -> dict[str, Any]:
 def _serve(url: str, healthcheck: bool) -> int:
     os.environ["PREFECT_API_URL"] = url
     os.environ.setdefault("PYTHONSAFEPATH", "1")  # Prefect and its flow runs look for no modules in the working folder
-    with nullcontext() if _get(url, "/health") else _server(url):
+    elsewhere = bool(_get(url, "/health"))
+    beside = {} if elsewhere or "postgresql" in str(DATABASE.value()) else BESIDE
+    with nullcontext() if elsewhere else _server(url):
         if not _get(url, f"/work_pools/{POOL}"):
             _prefect("work-pool", "create", POOL, "--type", "process")
         _limit(url)
@@ -94,7 +100,7 @@ def _serve(url: str, healthcheck: bool) -> int:
         end_dead_runs(url)
         command = [*PREFECT, "worker", "start", "--pool", POOL, "--type", "process", "--name", socket.gethostname()]
         command += ["--with-healthcheck"] * healthcheck
-        with _process(command, env={**WORKER, **os.environ}) as worker:
+        with _process(command, env={**WORKER, **beside, **os.environ}) as worker:
             print(f"Prefect: {url.removesuffix('/api')}", "Run now: prefect deployment run sample-and-train/nightly", sep="\n")
             print("  or, to have people rank: prefect deployment run curate/push")
             password = ", and PREFECT_API_AUTH_STRING as here" if PREFECT_API_AUTH_STRING.value() else ""

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import psutil
 from usage import free_port, wait
 
 from flows import deploy
@@ -29,6 +30,11 @@ class Deployed:
         """What the server answers: to a POST where there is a body."""
         return self.post(path, body).raise_for_status().json() if body else request("GET", self.url + path).json()
 
+    def worker(self) -> dict[str, str]:
+        """The environment of its worker."""
+        [worker] = [one for one in psutil.Process(self.process.pid).children() if "worker" in one.cmdline()]
+        return worker.environ()
+
     def post(self, path: str, body: Any) -> httpx.Response:
         return request("POST", self.url + path, json=body)
 
@@ -44,9 +50,10 @@ def request(method: str, url: str, **more: Any) -> httpx.Response:
 
 
 @contextmanager
-def deploying(folder: Path, **env: str) -> Iterator[Deployed]:
-    """From when the worker has started until the block ends, with `folder` as the user's, and `env` of its own."""
-    port = free_port()
+def deploying(folder: Path, port: int = 0, **env: str) -> Iterator[Deployed]:
+    """From when the worker has started until the block ends, with `folder` as the user's, and `env` of its own. `port`: that of
+    a server that is there."""
+    port = port or free_port()
     command = [sys.executable, deploy.__file__, "--port", str(port)]
     with (folder / "said.txt").open("w") as said:
         process = subprocess.Popen(command, cwd=folder, env=environment(folder) | env, stdout=said, stderr=said, text=True)

@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import httpx
 import psutil
@@ -202,6 +203,13 @@ def test_a_run_by_its_name_completes_in_a_directory_named_by_date(deployed: Depl
     assert (folder / "report.html").exists()
     logs = deployed.ask("/logs/filter", limit=200)
     assert [log["message"] for log in logs if log["name"] == "dpo_data.pipeline"][-1].startswith("pair: complete")
+
+
+@pytest.mark.slow
+def test_a_worker_asks_its_own_server_each_second_and_another_one_as_prefect_does(deployed: Deployed) -> None:
+    assert deployed.worker()["PREFECT_WORKER_QUERY_SECONDS"] == "1"
+    with deploying(deployed.folder, urlsplit(deployed.url).port or 0) as second:
+        assert "PREFECT_WORKER_QUERY_SECONDS" not in second.worker()
 
 
 @pytest.mark.slow
