@@ -16,6 +16,7 @@ from pathlib import Path
 
 import psutil
 
+from dpo_data.child import environment
 from dpo_data.lock import FILE, left_by
 from dpo_data.rundir import FOLDERS, RunDir
 
@@ -277,7 +278,7 @@ def _temp(mark: str) -> Path:
 def _marked(mark: bytes) -> Iterator[str]:
     for process in psutil.process_iter():
         try:
-            if mark in Path(f"/proc/{process.pid}/environ").read_bytes().split(b"\0"):
+            if mark in environment(process.pid).split(b"\0"):
                 yield " ".join(process.cmdline())
         except (OSError, psutil.Error):
             continue

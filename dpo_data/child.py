@@ -28,6 +28,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from functools import partial
+from pathlib import Path
 from typing import Any, TextIO
 
 from dpo_data.errors import EngineError, OutOfDisk, OutOfMemory
@@ -208,11 +209,28 @@ def end_marked(variable: str, value: str) -> None:
         seen |= found
 
 
+def environment(pid: int | str) -> bytes:
+    """The variables with which a process was started, each with a zero byte behind it. While it is being started there are none
+    to be read, for execve(2) takes the old ones away before it lays out the new ones, and a busy machine may let it wait there:
+    fields 50 and 51 of /proc/PID/stat, where they begin and end, are 0 then, or change (proc(5)). So this waits, five seconds
+    or a little more. Raises OSError where it is somebody else's, has ended, or is the kernel's own."""
+    for looks in range(5000):
+        with open(f"/proc/{pid}/environ", "rb") as file:
+            if read := file.read():
+                return read
+        os.readlink(f"/proc/{pid}/exe")
+        begins, ends = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[47:49]
+        if looks and begins == ends != "0":
+            break
+        time.sleep(0.001)
+    return b""
+
+
 def _marked(mark: bytes) -> Iterator[int]:
     for name in os.listdir("/proc"):
         if name.isdigit():
-            with suppress(OSError), open(f"/proc/{name}/environ", "rb") as environment:  # somebody else's, or gone
-                if mark in environment.read().split(b"\0"):
+            with suppress(OSError):
+                if mark in environment(name).split(b"\0"):
                     yield int(name)
 
 

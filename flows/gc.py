@@ -5,7 +5,6 @@ import socket
 import sys
 import time
 from base64 import b64encode
-from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit, urlunsplit
 from uuid import UUID
@@ -18,6 +17,8 @@ from prefect import runtime
 from prefect.client.orchestration import get_client
 from prefect.context import refresh_global_settings_context
 from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_KEY, PREFECT_API_URL
+
+from dpo_data.child import environment
 
 POOL = "dpo-data"
 URL = "http://127.0.0.1:4200/api"
@@ -128,7 +129,7 @@ def _is_alive(run: dict[str, Any]) -> bool:
     if run["infrastructure_pid"] is None:
         return False
     try:
-        variables = Path(f"/proc/{run['infrastructure_pid']}/environ").read_bytes().split(b"\0")
+        variables = environment(run["infrastructure_pid"]).split(b"\0")
     except PermissionError:
         return True
     except (FileNotFoundError, ProcessLookupError):

@@ -17,7 +17,7 @@ from typing import Any
 import psutil
 import pytest
 
-from dpo_data.child import LINE, Child, Parent
+from dpo_data.child import LINE, Child, Parent, environment
 from dpo_data.errors import DpoDataError, EngineError, OutOfDisk, OutOfMemory
 
 HERE = Path(__file__).parent
@@ -284,6 +284,31 @@ def test_what_has_left_the_group_of_a_child_does_not_survive_it(start: Callable[
         time.sleep(0.5 if "block" in how else 0)
         child.close()
     assert gone(pids)
+
+
+def test_the_variables_of_a_process_that_is_being_started_are_waited_for() -> None:
+    """Read once, there are none in one to thirty of a hundred: such a process was found by nobody, and left behind."""
+    for at in range(300):
+        process = subprocess.Popen([sys.executable, "-c", SLEEP], env={**os.environ, "STARTED": str(at)})
+        try:
+            assert f"STARTED={at}".encode() in environment(process.pid).split(b"\0")
+        finally:
+            process.kill()
+            process.wait()
+
+
+def test_a_process_without_variables_or_without_a_program_is_not_waited_for() -> None:
+    bare = subprocess.Popen([sys.executable, "-c", f"print(flush=True); {SLEEP}"], env={}, stdout=subprocess.PIPE)
+    assert bare.stdout and bare.stdout.readline() == b"\n"
+    began = time.monotonic()
+    assert environment(bare.pid) == b""
+    bare.kill()
+    os.waitid(os.P_PID, bare.pid, os.WEXITED | os.WNOWAIT)
+    for _ in range(2):  # a zombie, and none
+        with pytest.raises((FileNotFoundError, ProcessLookupError)):
+            environment(bare.pid)
+        bare.wait()
+    assert time.monotonic() - began < 3
 
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])

@@ -310,11 +310,12 @@ def test_without_a_terminal_the_last_one_is_printed_and_json_is_the_same(folder:
         first = json.loads(lines.stdout.readline())
         process.send_signal(signal.SIGINT)
         shown, said = watched.communicate(timeout=60)[0], lines.communicate(timeout=60)[0]
+        process.wait(60)
     found = status(RunDir("runs/slow"))
     assert shown == text(found) + "\n" and found.stages[0].state == "stopped"
     assert first["holder"]["pid"] == process.pid and first["stages"][0]["state"] == "running"
     assert json.loads(said.splitlines()[-1]) == asdict(found)
-    assert watched.returncode == lines.returncode == found.exit_code == process.wait(60) == 130
+    assert watched.returncode == lines.returncode == found.exit_code == process.returncode == 130
 
 
 def test_json(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
