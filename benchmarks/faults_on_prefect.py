@@ -44,7 +44,7 @@ class Prefect:
         """Start the server, and wait until it answers."""
         from flows import server
 
-        command = [*server.COMMAND, "--host", "127.0.0.1", "--port", str(self.port), "--log-level", "WARNING"]
+        command = [*server.COMMAND, "--port", str(self.port)]
         quiet: dict[str, Any] = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
         self.server = subprocess.Popen(command, env=server.SETTINGS | self.env, **quiet)
         wait(lambda: self.answers("/health"), PATIENCE)

@@ -134,7 +134,7 @@ def soak(folder: Path, minutes: int) -> Soaked:
     return told
 
 
-def asked(folder: Path, runs: int) -> list[Fired]:
+def asked(folder: Path, runs: int) -> Soaked:
     """So many runs, each asked for once the one before has ended; its seconds are those since then."""
     told = Soaked()
     with _deployed(folder, told) as (_, ask):
@@ -143,7 +143,8 @@ def asked(folder: Path, runs: int) -> list[Fired]:
             time.sleep(random.uniform(0, 10))
             ids.append(ask(f"/deployments/{deployment}/create_flow_run", {"state": {"type": "SCHEDULED"}})["id"])
             wait(lambda: ask(f"/flow_runs/{ids[-1]}")["state_type"] in ENDED, 120)
-        return [_told(folder, ask, id, "") for id in ids]
+        told.fired = [_told(folder, ask, id, "") for id in ids]
+    return told
 
 
 Ask = Callable[..., Any]
@@ -253,7 +254,7 @@ def main() -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores Ctrl-C, and so would deploy
     with nullcontext(given.folder) if given.folder else tempfile.TemporaryDirectory() as folder:
         Path(folder).mkdir(parents=True, exist_ok=True)
-        told = Soaked(asked(Path(folder), given.asked)) if given.asked else soak(Path(folder), given.minutes)
+        told = asked(Path(folder), given.asked) if given.asked else soak(Path(folder), given.minutes)
     for one in told.fired:
         struck = f"  {one.struck}" if one.struck else ""
         print(f"{one.minute}  submitted {one.submitted:+6.1f} s  running {one.running:+5.2f} s  {one.ended:<9}{struck}")

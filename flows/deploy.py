@@ -157,7 +157,7 @@ def _server(url: str) -> Iterator[None]:
     os.environ["PREFECT_SERVER_UI_API_URL"] = url
     log = PREFECT_HOME.value() / "dpo-data-server.log"
     log.parent.mkdir(parents=True, exist_ok=True)
-    command = [*server.COMMAND, "--host", "127.0.0.1", "--port", str(port), "--log-level", "WARNING"]
+    command = [*server.COMMAND, "--port", str(port)]
     # Prefect's default would let any page in a browser of this machine start runs, and read what they are given and say.
     origins = {"PREFECT_SERVER_CORS_ALLOWED_ORIGINS": ",".join(f"http://{name}:{port}" for name in LOOPBACK)}
     env = {**server.SETTINGS, **origins, **os.environ}

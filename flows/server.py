@@ -19,7 +19,9 @@ import time
 from logging.handlers import RotatingFileHandler
 from pathlib import Path
 
-COMMAND = [sys.executable, "-P", __file__, "--no-prompt", "server", "start"]
+COMMAND = [sys.executable, "-P", __file__, "--no-prompt", "server", "start", "--host", "127.0.0.1", "--log-level", "WARNING"]
+"""What starts it, on this machine only; `--port` is to be added."""
+
 SETTINGS = {
     # Leases outlive a restart of the server. In its memory they would not, and the slots would be lent for good.
     "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": "prefect.server.concurrency.lease_storage.filesystem",
