@@ -3,16 +3,26 @@
 import _thread
 import signal
 import sys
+import threading
 import time
+from collections.abc import Callable
 from types import FrameType
+from typing import Any
 
 AGAIN = 0.01
 """Seconds until a signal is sent once more that came at a bad moment, or was dropped."""
 
+LOCKING = ("__enter__", "__exit__", "acquire", "release")
+"""The methods of a lock."""
+
+IMPORTING = "<frozen importlib._bootstrap>"
+"""What Python calls the file of its import system."""
+
 _heard = 0
 """The number of the last signal that was raised."""
 _obeyed = False
-_main = _thread.get_ident()
+
+Handler = Callable[[int, FrameType | None], Any]
 
 
 class Stopped(BaseException):
@@ -39,6 +49,21 @@ def listen() -> None:
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, _stop)
+
+
+def spared(handler: Handler, raised: type[BaseException]) -> Handler:
+    """Somebody else's handler, which raises `raised`, without what Python makes of that at a bad moment: it is called a moment
+    later then, and once more where what it raised was dropped."""
+
+    def spare(number: int, frame: FrameType | None) -> None:
+        global _heard
+        if _is_delicate(frame):
+            return _again(number)
+        _heard = number
+        sys.unraisablehook = lambda lost: _dropped(number) if isinstance(lost.exc_value, raised) else None
+        handler(number, frame)
+
+    return spare
 
 
 def over() -> None:
@@ -68,9 +93,9 @@ def _stop(number: int, frame: FrameType | None) -> None:
 
 
 def _is_delicate(frame: FrameType | None) -> bool:
-    """Whether an exception would do harm here: in a finalizer it is dropped; in a lock's `__enter__` or `__exit__` it leaves
-    the lock taken for good, while other threads wait for it and are waited for."""
-    if frame and frame.f_code.co_name in ("__enter__", "__exit__"):
+    """Whether an exception would do harm here: in a finalizer it is dropped; while a lock is taken or let go, and where Python
+    imports, which takes one by hand, the lock stays taken for good, while other threads wait for it and are waited for."""
+    if frame and (frame.f_code.co_name in LOCKING or frame.f_code.co_filename == IMPORTING):
         return True
     while frame and frame.f_code.co_name != "__del__":
         frame = frame.f_back
@@ -91,4 +116,4 @@ def _again(number: int) -> None:
 def _once_more(number: int) -> None:
     time.sleep(AGAIN)
     if not _obeyed:
-        signal.pthread_kill(_main, number)
+        signal.pthread_kill(threading.main_thread().ident or 0, number)

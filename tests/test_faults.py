@@ -111,7 +111,7 @@ def test_what_was_half_made_as_the_signal_came_says_nothing() -> None:
     assert (done.stdout, done.stderr) == ("15\n", "")
 
 
-COMING = """import os, sys, threading, time, weakref
+COMING = '''import os, sys, threading, time, weakref
 from dpo_data import stop
 def come():
     os.kill(os.getpid(), int(sys.argv[1]))
@@ -125,11 +125,27 @@ class Later:
 class Lock:
     def __init__(self):
         self.lock = threading.Lock()
+    def acquire(self):
+        self.lock.acquire()
+        if sys.argv[2] == "acquire":
+            os.kill(os.getpid(), int(sys.argv[1]))
+    def release(self):
+        if sys.argv[2] == "release":
+            os.kill(os.getpid(), int(sys.argv[1]))
+        self.lock.release()
     def __enter__(self):
         self.lock.acquire()
         os.kill(os.getpid(), int(sys.argv[1]))
     def __exit__(self, *raised):
         self.lock.release()
+IMPORTING = """def take(lock):
+    lock.acquire()
+    os.kill(os.getpid(), int(sys.argv[1]))
+    try:
+        time.sleep(0.1)
+    finally:
+        lock.release()
+"""
 class Weak:
     pass
 stop.listen()
@@ -149,29 +165,47 @@ try:
         weak = Weak()
         called = weakref.ref(weak, lambda _: come())
         del weak
-    else:
+    elif sys.argv[2] == "import":
+        exec(compile(IMPORTING, "<frozen importlib._bootstrap>", "exec"))
+        take(lock.lock)
+    elif sys.argv[2] == "with":
         with lock:
             time.sleep(60)
+    else:
+        lock.acquire()
+        try:
+            time.sleep(0.1)
+        finally:
+            lock.release()
     time.sleep(60)
 except (KeyboardInterrupt, stop.Stopped) as stopped:
     stop.obeyed(stopped)
     print("locked" if lock.lock.locked() else type(stopped).__name__)
     del stopped
     time.sleep(0.1)
-"""
+'''
 
 
 @pytest.mark.parametrize(
     ("number", "raised"), [(signal.SIGINT, "Interrupted"), (signal.SIGTERM, "Stopped"), (signal.SIGHUP, "Stopped")]
 )
 @pytest.mark.parametrize(
-    ("where", "said"), [("finalizer", "finalized\nfinalized\n"), ("callback", ""), ("with", ""), ("dropped", "dropped\n" * 3)]
+    ("where", "said"),
+    [
+        ("finalizer", "finalized\nfinalized\n"),
+        ("callback", ""),
+        ("with", ""),
+        ("acquire", ""),
+        ("release", ""),
+        ("import", ""),
+        ("dropped", "dropped\n" * 3),
+    ],
 )
 def test_a_signal_at_a_bad_moment_is_heard_and_leaves_no_lock_taken(
     number: signal.Signals, raised: str, where: str, said: str
 ) -> None:
-    """Python drops what is raised in a finalizer or a weak reference's callback, as may others; in `__enter__` it takes
-    a lock along."""
+    """Python drops what is raised in a finalizer or a weak reference's callback, as may others; where a lock was just taken, or
+    is about to be let go, it takes the lock along."""
     command = [sys.executable, "-c", COMING, str(int(number)), where]
     done = subprocess.run(command, capture_output=True, text=True, timeout=30)
     assert (done.stdout, done.stderr) == (f"{said}{raised}\n", "")

@@ -26,7 +26,10 @@ from flows import sample_and_train as script
 from flows.sample_and_train import sample_and_train
 
 SCRIPT = [sys.executable, str(Path(script.__file__))]
+ROOT = Path(script.__file__).parents[1]
 
+ALONE = {"PREFECT_API_URL": ""}
+"""Variables with which it has a server of its own."""
 
 pytestmark = pytest.mark.usefixtures("on_prefect")
 
@@ -219,6 +222,88 @@ def slow(tmp_path: Path, prompts: Callable[[int], str]) -> Path:
     return path
 
 
+COMING = """import gc, os, signal, sys, threading, time, weakref
+from flows import sample_and_train
+from prefect.utilities.engine import capture_sigterm
+def come(*given):
+    os.kill(os.getpid(), signal.SIGTERM)
+class Half:
+    def __init__(self):
+        self.half = self
+    def __del__(self):
+        come()
+class Lock:
+    def __init__(self):
+        self.lock = threading.Lock()
+    def __enter__(self):
+        self.lock.acquire()
+        os.kill(os.getpid(), signal.SIGTERM)
+    def __exit__(self, *raised):
+        self.lock.release()
+with capture_sigterm():
+    if sys.argv[1] == "finalizer":
+        Half()
+        gc.collect()
+    elif sys.argv[1] == "callback":
+        lock = Lock()
+        called = weakref.ref(lock, come)
+        del lock
+    else:
+        lock = Lock()
+        try:
+            with lock:
+                time.sleep(10)
+        finally:
+            print("locked" if lock.lock.locked() else "let go", flush=True)
+    time.sleep(10)
+"""
+
+
+@pytest.mark.parametrize(("where", "said"), [("finalizer", ""), ("callback", ""), ("with", "let go\n")])
+def test_prefects_sigterm_at_a_bad_moment_is_heard_and_leaves_no_lock_taken(where: str, said: str) -> None:
+    """Without our help its exception is dropped in the first two, and the flow run goes on."""
+    done = subprocess.run([sys.executable, "-c", COMING, where], capture_output=True, text=True, cwd=ROOT)
+    assert (done.returncode, done.stdout, done.stderr) == (-signal.SIGTERM, said, "")
+
+
+OUTSIDE = """import signal, sys
+from flows import sample_and_train
+from prefect.utilities import engine
+signal.signal(signal.SIGTERM, engine._prefect_sigterm_handler)
+print("ready", flush=True)
+sys.exit(sample_and_train.main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.slow
+def test_a_sigterm_that_prefects_handler_raises_outside_its_engine_is_told_in_one_line(slow: Path) -> None:
+    """It is there a moment longer than what catches it."""
+    command = [sys.executable, "-c", OUTSIDE, str(slow)]
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT, env=os.environ | ALONE
+    )
+    assert process.stdout and process.stdout.readline() == "ready\n"
+    time.sleep(1)  # it starts its server, and waits for it
+    process.send_signal(signal.SIGTERM)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 143
+    assert len(said.splitlines()) == 2 and "stopped. What is finished is kept; go on with" in said, said
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGHUP, 129), (signal.SIGINT, 130)])
+def test_the_script_says_that_it_was_stopped_and_the_server_hears_of_it(
+    slow: Path, tmp_path: Path, number: signal.Signals, code: int
+) -> None:
+    command = [*SCRIPT, str(slow), "--run", str(tmp_path / "run")]
+    process = _start(command, tmp_path / "run", shards=2, env={"PREFECT_API_URL": PREFECT_API_URL.value()})
+    process.send_signal(number)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == code
+    assert said.splitlines()[-1].endswith(f"go on with `python {' '.join(command[1:])}`") and "Traceback" not in said
+    assert last_run()["state"]["type"] == "CRASHED"
+
+
 @pytest.mark.slow
 def test_stopped_then_killed_a_run_ends_with_the_same_pairs(slow: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
@@ -252,10 +337,10 @@ def test_stopped_then_killed_a_run_ends_with_the_same_pairs(slow: Path, tmp_path
     assert pairs(run) == pairs(tmp_path / "untouched")
 
 
-def _start(command: list[str], run: Path, shards: int) -> "subprocess.Popen[str]":
-    """The script with a server of its own and in its own process group, once it has finished that many shards."""
+def _start(command: list[str], run: Path, shards: int, env: dict[str, str] = ALONE) -> "subprocess.Popen[str]":
+    """The script in a process group of its own, once it has finished that many shards."""
     options: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "start_new_session": True}
-    process = subprocess.Popen(command, env={**os.environ, "PREFECT_API_URL": ""}, **options)
+    process = subprocess.Popen(command, env=os.environ | env, **options)
     for _ in range(3000):
         if len(RunDir(run).stage("sample").shards()) >= shards:
             assert RunDir(run).stage("sample").manifest is None, "the run is over already"
