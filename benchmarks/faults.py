@@ -1,6 +1,6 @@
 """Faults injected into real runs at random moments, and whether each was survived: a table by fault and stage.
 
-    python benchmarks/faults.py [--seeds N | --starts N]
+    python benchmarks/faults.py [--seeds N | --starts N | --flows N]
 
 A run begins in a process of its own, and at a moment that the seed decides one of its processes gets SIGKILL or SIGTERM. It is
 survived where nothing of the run goes on living and no temporary file of it is left, and run again it ends well, with the same
@@ -84,6 +84,16 @@ def everything(folder: Path, seeds: int) -> list[Injected]:
     return found + on_prefect(folder, ruled, planned["flow"], like)
 
 
+def flows(folder: Path, count: int) -> list[Injected]:
+    """SIGTERM of so many flows, as they sample, rank or pair."""
+    from faults_on_prefect import on_prefect
+
+    write_prompts(folder)
+    ruled = Case(folder, PLAIN + RULED)
+    shots = [[Shot("flow", signal.SIGTERM, ("sample", "rank", "pair")[at % 3], at)] for at in range(count)]
+    return on_prefect(folder, ruled, shots, whole(ruled), around=False)
+
+
 def write_prompts(folder: Path) -> None:
     prompts = (json.dumps({"prompt": f"Question {at}: name {at + 2} rivers of the world"}) for at in range(100))
     (folder / "prompts.jsonl").write_text("\n".join(prompts))
@@ -121,6 +131,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--seeds", type=int, default=12)
     parser.add_argument("--starts", type=int, help="nothing but so many runs that are asked to end while they start")
+    parser.add_argument("--flows", type=int, help="nothing but so many flows on Prefect that are asked to end by SIGTERM")
     given = parser.parse_args()
     sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))  # the Hub on loopback is the tests'
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores Ctrl-C, and so would the runs
@@ -129,6 +140,8 @@ def main() -> None:
         if given.starts:
             write_prompts(Path(folder))
             found = starts(Case(Path(folder), PLAIN + ASKED), given.starts)
+        elif given.flows:
+            found = flows(Path(folder), given.flows)
         else:
             found = everything(Path(folder), given.seeds)
     print(table(found))

@@ -97,23 +97,26 @@ class Prefect:
         return str(wait(state, PATIENCE))
 
 
-def on_prefect(folder: Path, case: Case, shots: Iterable[Iterable[Shot]], like: RunDir) -> list[Injected]:
-    """The faults of the flow's process, and one each of what is around it."""
+def on_prefect(folder: Path, case: Case, shots: Iterable[Iterable[Shot]], like: RunDir, around: bool = True) -> list[Injected]:
+    """The faults of the flow's process, and, unless not asked for, one each of what is around it."""
     prefect = Prefect(folder)
     try:
         env = {name: prefect.env[name] for name in ("PREFECT_HOME", "PREFECT_API_URL")}
         flow = Case(folder, case.recipe, env, (str(FLOWS / "sample_and_train.py"),))
-        found = chains(flow, "flow", shots, like)
-        with prefect.worker(uuid.uuid4().hex) as deploy:
-            # First: a worker that was without its server for half a minute hears of no cancellation any more.
-            found.append(_cancelled(prefect, case, like))
-            found.append(_server_restarted(prefect, case, like))
-            found.append(_worker_struck(prefect, case, like, deploy, signal.SIGKILL))
-        with prefect.worker(uuid.uuid4().hex) as deploy:
-            found.append(_worker_struck(prefect, case, like, deploy, signal.SIGTERM))
+        return chains(flow, "flow", shots, like) + (_around(prefect, case, like) if around else [])
     finally:
         prefect.server.kill()
         prefect.server.wait()
+
+
+def _around(prefect: Prefect, case: Case, like: RunDir) -> list[Injected]:
+    with prefect.worker(uuid.uuid4().hex) as deploy:
+        # First: a worker that was without its server for half a minute hears of no cancellation any more.
+        found = [_cancelled(prefect, case, like)]
+        found.append(_server_restarted(prefect, case, like))
+        found.append(_worker_struck(prefect, case, like, deploy, signal.SIGKILL))
+    with prefect.worker(uuid.uuid4().hex) as deploy:
+        found.append(_worker_struck(prefect, case, like, deploy, signal.SIGTERM))
     return found
 
 

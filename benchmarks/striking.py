@@ -38,6 +38,9 @@ START = "start"
 VICTIMS = {"run": "", "child": "dpo_data.child", "engine": "EngineCore", "flow": ""}
 """What gets the signal: the process that was begun, or one below it whose command line says so."""
 
+TOPS = {"run": "go on with `dpo-data run", "flow": "go on with `python"}
+"""Of these the process that was begun, and what it says when it is asked to end."""
+
 
 @dataclass(frozen=True)
 class Case:
@@ -154,12 +157,13 @@ def strike(case: Case, run: RunDir, shot: Shot, moment: float) -> tuple[str, str
             time.sleep(moment)
         struck = _struck(process, VICTIMS[shot.victim], shot.number)
         begun = (name for name in FOLDERS if (run.stage(name).path / "recipe.json").exists())
-        stage = next((name for name in begun if not run.stage(name).manifest), shot.stage)
+        under_way = next((name for name in begun if not run.stage(name).manifest), "")
         told = ended(process)
+    stage = under_way or shot.stage
     if found := left(mark):
         return stage, f"left behind: {found}"
-    over = process.returncode == 0 or (process.returncode == -signal.SIGTERM and not left_by(run.path))  # it let go its lock
-    if over and (not struck or shot.victim == "run"):
+    let_go = process.returncode == -signal.SIGTERM and not left_by(run.path)
+    if (let_go or (process.returncode == 0 and not under_way)) and (not struck or shot.victim in TOPS):
         return "", ""
     if not struck:
         return stage, f"it ended before: {told}"
@@ -249,12 +253,10 @@ def _end(shot: Shot, code: int, told: str) -> str:
     who has lost a child goes on without, or says so."""
     if "Traceback" in told:
         return f"a traceback: {told}"
-    if shot.victim == "flow":
-        return ""
-    wanted = {"run": {-signal.SIGKILL} if shot.number == signal.SIGKILL else {128 + shot.number}}.get(shot.victim, {0, 4})
-    if code not in wanted:
+    stopped = -signal.SIGKILL if shot.number == signal.SIGKILL else 128 + shot.number
+    if code not in ({stopped} if shot.victim in TOPS else {0, 4}):
         return f"it ended with {code}: {told}"
-    return "" if code != 128 + shot.number or "go on with `dpo-data run" in told else f"it did not say how to go on: {told}"
+    return "" if code != 128 + shot.number or TOPS[shot.victim] in told else f"it did not say how to go on: {told}"
 
 
 def left(mark: str) -> list[str]:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from faults import ASKED, PLAIN, everything, table, write_prompts
-from striking import MARK, START, Case, Injected, ended, left, rows, whole
+from striking import MARK, START, Case, Injected, Shot, ended, left, rows, strike, whole
 
 from dpo_data.rundir import RunDir
 
@@ -67,6 +67,19 @@ def wait_for(happened: Callable[[], object], process: "subprocess.Popen[str]", s
         assert process.poll() is None, f"it ended before: {process.communicate()[1]}"
         assert time.monotonic() < end
         time.sleep(0.01)
+
+
+DEAF = """import signal
+from dpo_data import cli, stop
+stop.listen = lambda: signal.signal(signal.SIGTERM, signal.SIG_IGN)
+cli.script()
+"""
+
+
+def test_a_run_that_goes_on_as_if_nobody_had_asked_is_not_survived(case: Case) -> None:
+    deaf = Case(case.folder, case.recipe, command=("-c", DEAF, "run"))
+    shot = Shot("run", signal.SIGTERM, "sample", 0)
+    assert strike(deaf, RunDir(case.folder / "deaf"), shot, 0.1) == ("sample", "it ended with 0: ")
 
 
 JUMPING = """import random, time
