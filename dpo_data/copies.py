@@ -1,19 +1,21 @@
 """Working copies of what is in object stores: where they are, and what they held when they and the store were last the same.
 
 A copy lies below $DPO_DATA_CACHE (default: ~/.cache/dpo-data) as its URL says, so a folder in it is the copy of that folder's
-URL. Beside the copies, objects.sqlite knows their files, and what is fetched is in a folder of its own until all of it is
-there. All of it may be deleted where no run goes on: it is fetched again.
+URL. Beside the copies, objects.sqlite knows their files, and what is fetched or put is in a folder of its own until all of it
+is there. All of it may be deleted where no run goes on: it is fetched again.
 """
 
 import fcntl
 import os
 import shutil
 import sqlite3
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, closing, contextmanager, suppress
 from pathlib import Path
 from tempfile import mkdtemp
 from typing import NamedTuple
+
+from dpo_data.files import link
 
 _TABLE = """
 CREATE TABLE IF NOT EXISTS files (url TEXT PRIMARY KEY, version TEXT, bytes INTEGER, changed_ns INTEGER) WITHOUT ROWID
@@ -55,20 +57,36 @@ def note(url: str, files: Mapping[str, Known | None]) -> None:
 
 
 @contextmanager
-def arriving() -> Iterator[Path]:
-    """An empty folder beside the copies, for files that have not all arrived; it goes when the block ends. That of a process
-    which was killed goes when another is made: nobody holds its lock."""
+def on_the_way() -> Iterator[Path]:
+    """An empty folder beside the copies, for files that have not all arrived, here or there; it goes when the block ends. That
+    of a process which was killed goes when another is made: nobody holds its lock."""
     home = _home()
     home.mkdir(parents=True, exist_ok=True)
     with ExitStack() as stack:
         with _locked(home):  # lest one that has no lock yet be taken for left
-            for left in home.glob(".arriving-*"):
+            for left in home.glob(".on-the-way-*"):
                 with suppress(BlockingIOError, FileNotFoundError), _locked(left, fcntl.LOCK_EX | fcntl.LOCK_NB):
                     shutil.rmtree(left)
-            made = Path(mkdtemp(prefix=".arriving-", dir=home))
+            made = Path(mkdtemp(prefix=".on-the-way-", dir=home))
             stack.enter_context(_locked(made))
         stack.callback(shutil.rmtree, made)
         yield made
+
+
+@contextmanager
+def held(files: Iterable[Path]) -> Iterator[dict[Path, Path]]:
+    """Links to files, until the block ends: whoever deletes a file meanwhile, as a trainer does its old checkpoints, does not
+    delete its link. Of a folder of which one is gone already there are none: half a checkpoint must not count."""
+    links, going = dict[Path, Path](), set[Path]()
+    with on_the_way() as folder:
+        for at, file in enumerate(files):
+            try:
+                link(str(file), str(folder / str(at)))
+            except FileNotFoundError:
+                going.add(file.parent)
+            else:
+                links[file] = folder / str(at)
+        yield {file: held for file, held in links.items() if file.parent not in going}
 
 
 def files(path: Path) -> dict[Path, os.stat_result]:

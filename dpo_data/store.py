@@ -132,19 +132,12 @@ class Store:
     def put(self, *files: Path) -> None:
         """Have the store hold these files of the copy, in this order. Each appears when all of it has arrived."""
         for file in files:
-            self.may_write()
-            url = self._url(name := self._name(file))
-            facts = file.stat()
-            with reached(url) as fs:
-                fs.put_file(str(file), url)
-                told = object_of(fs.info(url))
-            self.objects[name] = told
-            copies.note(self.url, {name: Known(told.version, facts.st_size, facts.st_mtime_ns)})
+            self._put(self._name(file), file)
 
     def push(self, path: Path) -> None:
         """Have the store hold a file or folder of the copy as it is: what is new or changed goes up, recipe.json first and the
-        rest in the order in which it was written, of a checkpoint trainer_state.json, by which it counts, at its end; then what
-        is gone goes; manifest.json comes last."""
+        rest in the order in which it was written, then trainer_state.json, by which a checkpoint counts, the newest first: an
+        older one may have been half deleted. Then what is gone goes; manifest.json comes last."""
         self.bring(pattern := self.all_of(path))
         files = {name: facts for file, facts in copies.files(path).items() if not STAYS.fullmatch(name := self._name(file))}
         if (recipe := f"{self._name(path)}/recipe.json") in self.objects and recipe not in files:
@@ -153,15 +146,11 @@ class Store:
             )
         known = {name: one for name, one in copies.known(self.url).items() if name in self.objects}
         new = [name for name, facts in files.items() if name not in known or not known[name].is_still(facts)]
-        last, going = [name for name in new if name.endswith("/manifest.json")], set[Path]()
-        for name in sorted(set(new) - set(last), key=lambda name: (*_order(name), files[name].st_mtime_ns)):
-            if (folder := (self.folder / name).parent) not in going:
-                try:
-                    self.put(self.folder / name)
-                except (FileNotFoundError, StoreError):
-                    if (self.folder / name).exists():
-                        raise
-                    going.add(folder)  # a trainer deletes its old checkpoints meanwhile, and half of one must not count
+        last = [name for name in new if name.endswith("/manifest.json")]
+        ordered = sorted(set(new) - set(last), key=lambda name: _order(name, files[name].st_mtime_ns))
+        with room(self.folder), copies.held(self.folder / name for name in ordered) as held:
+            for file, link in held.items():
+                self._put(self._name(file), link)
         self.drop(name for name in list(self.objects) if re.fullmatch(pattern, name) and name not in files)
         self.put(*(self.folder / name for name in last))
 
@@ -228,10 +217,19 @@ class Store:
                 shutil.rmtree(recipe.parent)
                 copies.note(self.url, dict.fromkeys(one for one in known if one.startswith(f"{recipe.parent.name}/")))
 
+    def _put(self, name: str, file: Path) -> None:
+        self.may_write()
+        facts, url = file.stat(), self._url(name)
+        with reached(url) as fs:
+            fs.put_file(str(file), url)
+            told = object_of(fs.info(url))
+        self.objects[name] = told
+        copies.note(self.url, {name: Known(told.version, facts.st_size, facts.st_mtime_ns)})
+
     def _fetch(self, names: list[str]) -> None:
         """Download files, which each appear whole, with the times of their objects. Who fetches one of them at the same time,
         as `status` may beside a run, does so in another folder."""
-        with room(self.folder), copies.arriving() as folder:
+        with room(self.folder), copies.on_the_way() as folder:
             partials = [folder / str(at) for at in range(len(names))]
             with reached(self.url) as fs, room(self.folder):
                 one_by_one = {"max_concurrency": 1} if "s3" in fs.protocol else {}  # s3fs tries no part of several again
@@ -271,9 +269,10 @@ def object_of(info: dict[str, Any]) -> Object:
     return Object(str(info.get("ETag") or [info["size"], seconds]), info["size"], seconds)
 
 
-def _order(name: str) -> tuple[bool, bool]:
+def _order(name: str, changed_ns: int) -> tuple[bool, bool, int]:
     """Sorts what makes others count: a recipe comes before its shards, a trainer's state after the weights that it is of."""
-    return not name.endswith("/recipe.json"), name.endswith("/trainer_state.json")
+    state = name.endswith("/trainer_state.json")
+    return not name.endswith("/recipe.json"), state, -changed_ns if state else changed_ns
 
 
 def _failures() -> tuple[type[Exception], ...]:

@@ -82,7 +82,7 @@ SEES: dict[str, set[str]] = {
     "admission": {"rows", "config", "engines", "formats", "dedup", "ray_cluster", "templates", "errors", "rundir"},
     "lock": {"errors", "files"},
     "sums": {"errors", "files", "provenance"},
-    "copies": set(),
+    "copies": {"files"},
     "stop": set(),
     "store": {"rows", "errors", "files", "copies", "lock"},
     "stage": {"rows", "tables", "errors", "files", "provenance", "store", "sums"},

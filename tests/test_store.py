@@ -123,6 +123,20 @@ def puts(s3: S3) -> list[str]:
     return [line.split()[1].split("/", 4)[4] for line in s3.log() if line.startswith("PUT") and line.endswith(" 200")]
 
 
+FILES = ("a.bin", "b.bin", "trainer_state.json")
+
+
+def checkpoints(store: Store) -> list[Path]:
+    """An older and a newer one, of `FILES`, in the working copy."""
+    made = [store.folder / "4-train" / "checkpoints" / f"checkpoint-{step}" for step in (5, 10)]
+    for at, folder in enumerate(made):
+        folder.mkdir(parents=True)
+        for name in FILES:
+            (folder / name).write_text("{}")
+            os.utime(folder / name, (at, at))
+    return made
+
+
 def quiet(stage: str, done: int, total: int) -> None: ...
 
 
@@ -183,15 +197,15 @@ class TestARun:
         self, asked: Make, url: str, s3: S3, machine: Machine, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         pipeline.run(asked(), RunDir(url))
-        new, put = RunDir(f"{url}-fork"), Store.put
+        new, put = RunDir(f"{url}-fork"), Store._put
 
-        def killed(self: Store, *files: Path) -> None:
-            put(self, *files)
-            if files and files[-1].match("2-rank/00002.parquet"):
+        def killed(self: Store, name: str, file: Path) -> None:
+            put(self, name, file)
+            if name == "2-rank/00002.parquet":
                 raise KeyboardInterrupt
 
         with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-            patch.setattr(Store, "put", killed)
+            patch.setattr(Store, "_put", killed)
             pipeline.fork(RunDir(url), new, asked())
         assert "2-rank/00002.parquet" in objects(str(new)) and "2-rank/manifest.json" not in objects(str(new))
         s3.log()
@@ -560,14 +574,14 @@ class TestTheWorkingCopy:
         code = "import sys; from dpo_data.store import Store; Store(sys.argv[1]).bring('.*')"
         fetching = subprocess.Popen([sys.executable, "-c", code, url])
         try:
-            wait(lambda: any(cache.glob(".arriving-*/*")), 60)
-            (left,) = cache.glob(".arriving-*")
-            assert Store(url).bring("a") == ["a"] and list(cache.glob(".arriving-*")) == [left] and any(left.iterdir())
+            wait(lambda: any(cache.glob(".on-the-way-*/*")), 60)
+            (left,) = cache.glob(".on-the-way-*")
+            assert Store(url).bring("a") == ["a"] and list(cache.glob(".on-the-way-*")) == [left] and any(left.iterdir())
         finally:
             fetching.kill()
             fetching.wait()
         assert left.exists() and not (Store(url).folder / "b").exists()
-        assert Store(url).bring(".*") == ["b"] and not list(cache.glob(".arriving*"))
+        assert Store(url).bring(".*") == ["b"] and not list(cache.glob(".on-the-way*"))
         assert {path.name: path.read_text() for path in Store(url).folder.iterdir()} == {"a": "a" * 1000, "b": "b" * 1000}
 
     def test_what_a_stage_goes_on_from_is_there_until_its_manifest_is(self, url: str, s3: S3, machine: Machine) -> None:
@@ -595,22 +609,42 @@ class TestTheWorkingCopy:
         assert objects(url) == {"4-train/recipe.json", "4-train/manifest.json", "4-train/model.json"}
         assert not [line for line in s3.log() if line.startswith("GET") and ("model.json" in line or "checkpoint-5" in line)]
 
-    def test_a_checkpoint_that_goes_while_it_is_put_does_not_count(self, url: str, s3: S3, machine: Machine) -> None:
-        """A trainer deletes old ones file by file, beside the process that puts them."""
+    def test_a_checkpoint_that_goes_while_it_is_put_arrives_whole(self, url: str, s3: S3, machine: Machine) -> None:
+        """A trainer that is quicker than the store deletes each before all of it has arrived."""
         store = Store(url)
-        old, new = (store.folder / "4-train" / "checkpoints" / f"checkpoint-{at}" for at in (5, 10))
-        for folder in (old, new):
-            folder.mkdir(parents=True)
-            for name in ("a.bin", "b.bin", "trainer_state.json"):
-                (folder / name).write_text("{}")
+        old, new = checkpoints(store)
         s3.order(Fault("checkpoint-5/a.bin", 1, delay=2))
         with ThreadPoolExecutor(1) as pool:
             pushed = pool.submit(store.push, store.folder / "4-train")
             wait(lambda: not s3.left())
-            (old / "b.bin").unlink()
+            shutil.rmtree(old)
             pushed.result()
-        names = {name.partition("checkpoints/")[2] for name in objects(url)}
-        assert names == {f"checkpoint-10/{name}" for name in ("a.bin", "b.bin", "trainer_state.json")} | {"checkpoint-5/a.bin"}
+        assert objects(url) == {f"4-train/checkpoints/{one}/{file}" for one in (old.name, new.name) for file in FILES}
+        store.push(store.folder / "4-train")
+        assert objects(url) == {f"4-train/checkpoints/{new.name}/{file}" for file in FILES}
+
+    def test_a_checkpoint_that_is_half_gone_does_not_count(
+        self, url: str, s3: S3, machine: Machine, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        store = Store(url)
+        old, new = checkpoints(store)
+        link = os.link
+
+        def late(source: str, target: str) -> None:
+            if source == str(old / "b.bin"):
+                os.unlink(source)
+            link(source, target)
+
+        monkeypatch.setattr("os.link", late)
+        store.push(store.folder / "4-train")
+        assert objects(url) == {f"4-train/checkpoints/{new.name}/{file}" for file in FILES}
+
+    def test_the_newest_checkpoint_counts_first(self, url: str, s3: S3, machine: Machine) -> None:
+        """Of an older one half may have been deleted before anybody looked."""
+        store = Store(url)
+        checkpoints(store)
+        store.push(store.folder / "4-train")
+        assert [re.sub(r".*-|/.*", "", name) for name in puts(s3) if name.endswith("state.json")] == ["10", "5"]
 
     def test_a_reader_takes_the_one_of_a_run_that_goes_on_as_it_is(self, url: str, s3: S3, machine: Machine) -> None:
         """Whoever looked at the store a moment ago knows nothing of what the run has put since."""
@@ -958,16 +992,19 @@ def test_a_model_in_a_store_is_that_model(tiny_model: str, url: str, s3: S3, mac
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("delay", [0, 0.3])
 def test_a_checkpoint_is_in_the_store_as_soon_as_it_is_saved(
-    recipe: Make, tiny_model: str, url: str, s3: S3, machine: Machine
+    recipe: Make, tiny_model: str, url: str, s3: S3, machine: Machine, delay: float
 ) -> None:
-    """Whole, so that training goes on from it on another machine."""
+    """Whole, so that training goes on from it on another machine; also where the store is slower than the trainer, which has
+    deleted each checkpoint by the time it has arrived."""
     from test_train import pairs
 
     stage = RunDir(url).stage("pair").open({}, {})
     for split, rows in {"train": pairs(40), "test": []}.items():
         stage.write(f"{split}.parquet", rows, PreferencePair)
     stage.finish(train=40, test=0)
+    s3.order(Fault("PUT /bucket", 10_000, delay=delay))
 
     def kill() -> None:
         try:
@@ -976,11 +1013,12 @@ def test_a_checkpoint_is_in_the_store_as_soon_as_it_is_saved(
             trainers = [one for one in psutil.Process().children() if "dpo_data.trainer.child:work" in one.cmdline()]
             os.kill(trainers[0].pid, signal.SIGKILL)
 
-    given = {"model": tiny_model, "epochs": 20, "batch_size": 8, "save_steps": 5}
+    given = {"model": tiny_model, "epochs": 200, "batch_size": 8, "save_steps": 5}
     with ThreadPoolExecutor(1) as pool, pytest.raises(EngineError, match="SIGKILL"):
         killed = pool.submit(kill)
         train(recipe(4, train=given), RunDir(url), quiet)
     killed.result()
+    s3.order()
     machine("second")
     found = last_checkpoint(RunDir(url).stage("train").path / "checkpoints")
     assert found
