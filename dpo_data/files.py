@@ -131,11 +131,11 @@ def parquet_writers(schemas: Mapping[Path, pa.Schema]) -> Iterator[dict[str, Cal
 
 @contextmanager
 def disk(partial: Path) -> Iterator[None]:
-    """Turns a full disk into its own error, and leaves no half-written file behind."""
+    """Turns a full disk into its own error, and leaves no half-written file behind, whatever ends the block."""
     try:
         with room(partial.parent):
             yield
-    except (OSError, OutOfDisk):
+    except BaseException:
         partial.unlink(missing_ok=True)
         raise
 

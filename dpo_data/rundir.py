@@ -76,9 +76,12 @@ class RunDir:
     @contextmanager
     def held(self) -> Iterator[None]:
         """Hold the run directory, where it is and on this machine, while the block runs; a block within, which asks again, has
-        it. Raises InUse."""
+        it. What was half written at its top by who was killed goes. Raises InUse."""
         within = self._folder.resolve() in lock.HELD.get()
         with lock.held(self._folder), lease.held(self._store) if self._store and not within else nullcontext():
+            for left in [] if within else self._folder.glob(".*.tmp"):
+                if not left.is_dir():  # a folder is a stage's, and goes when that is opened
+                    left.unlink()
             if self._store and not within:
                 self._store.refresh()
             yield

@@ -75,8 +75,9 @@ class _Artifacts:
         self._table: UUID | None = None
 
     def send(self) -> None:
-        """Update what has changed. A server or a store that is away for a moment is asked again the next time."""
-        with suppress(httpx.HTTPError, PrefectException, DpoDataError, OSError):
+        """Update what has changed. A server or a store that is away for a moment is asked again the next time. Prefect's client
+        raises AssertionError where, as it tries again, it learns that it need not (`_send_with_retry`)."""
+        with suppress(httpx.HTTPError, PrefectException, DpoDataError, OSError, AssertionError):
             for stage, (done, total) in list(self._heard.items()):
                 if self._sent.get(stage) != (done, total):
                     self._progress(stage, 100 * done / max(total, 1), f"{done:,} of {total:,}")

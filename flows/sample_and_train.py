@@ -34,7 +34,7 @@ from prefect.client.schemas.objects import State, TaskRun
 from prefect.context import refresh_global_settings_context
 from prefect.exceptions import TerminationSignal
 from prefect.logging.handlers import APILogHandler
-from prefect.settings import PREFECT_API_URL
+from prefect.settings import PREFECT_API_URL, get_current_settings
 from prefect.utilities import engine
 
 from dpo_data import errors, logs, pipeline
@@ -47,7 +47,7 @@ from dpo_data.report.rounds import rounds_words
 from dpo_data.rounds import rounds
 from dpo_data.rundir import RunDir
 from dpo_data.seams import Progress
-from dpo_data.stop import listen, obeyed, over, spared
+from dpo_data.stop import Interrupted, Stopped, listen, obeyed, over, spared
 from dpo_data.store import is_url
 from flows import gc, gpu
 from flows.artifacts import show_report, shown
@@ -95,7 +95,7 @@ def sample_and_train(recipe: Recipe | str, run: str = "runs/{name}") -> str:
     whole = read(recipe)
     top = RunDir(resolve(run, whole))
     words = ""
-    with top.held():
+    with _hurried(), top.held():
         for made, folder in rounds(whole, top):
             pipeline.ready(made, folder)
             closed = None
@@ -111,6 +111,17 @@ def sample_and_train(recipe: Recipe | str, run: str = "runs/{name}") -> str:
                 log.info(words)
             show_report(found, words, folder)
     return rounds_words(top) if top.rounds else words
+
+
+@contextmanager
+def _hurried() -> Iterator[None]:
+    """Who was asked to end asks the server twice, not six times as Prefect's client does: where it is away that would take two
+    and a half minutes. Only where the process ends: to somebody's notebook a Ctrl-C is another exception."""
+    try:
+        yield
+    except (TerminationSignal, Stopped, Interrupted):
+        get_current_settings().client.max_retries = 1
+        raise
 
 
 def _mendable(task: Task[..., Any], task_run: TaskRun, state: State[Any]) -> bool:

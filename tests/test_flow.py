@@ -14,6 +14,7 @@ from typing import Any
 import psutil
 import pytest
 from deployed import request
+from faults_on_prefect import Prefect
 from prefect.settings import PREFECT_API_URL
 
 from dpo_data import config, pipeline
@@ -302,6 +303,23 @@ def test_the_script_says_that_it_was_stopped_and_the_server_hears_of_it(
     assert process.returncode == code
     assert said.splitlines()[-1].endswith(f"go on with `python {' '.join(command[1:])}`") and "Traceback" not in said
     assert last_run()["state"]["type"] == "CRASHED"
+
+
+@pytest.mark.slow
+def test_asked_to_end_while_the_server_is_away_it_ends_sooner_than_prefects_client_gives_up(slow: Path, tmp_path: Path) -> None:
+    """That takes two and a half minutes."""
+    server = Prefect(tmp_path)
+    try:
+        command = [*SCRIPT, str(slow), "--run", str(tmp_path / "run")]
+        env = {name: server.env[name] for name in ("PREFECT_HOME", "PREFECT_API_URL")}
+        process = _start(command, tmp_path / "run", shards=2, env=env)
+    finally:
+        server.server.kill()
+        server.server.wait()
+    process.send_signal(signal.SIGTERM)
+    _, said = process.communicate(timeout=90)
+    assert process.returncode == 143
+    assert f"go on with `python {' '.join(command[1:])}`" in said
 
 
 @pytest.mark.slow

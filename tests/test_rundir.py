@@ -95,6 +95,7 @@ class TestWriting:
         with pytest.raises(KeyboardInterrupt):
             write_atomically(tmp_path / "f", b"new")
         assert (tmp_path / "f").read_bytes() == b"old"
+        assert os.listdir(tmp_path) == ["f"], "who is stopped takes its half with it"
 
     def test_what_a_killed_run_left_is_swept(self, stage: Stage) -> None:
         for name in (".00000.parquet.tmp", ".train.parquet.tmp", ".manifest.json.tmp"):
@@ -103,6 +104,17 @@ class TestWriting:
         stage.open({"a": 1}, {})
         assert os.listdir(stage.path) == ["recipe.json"]
         assert os.listdir(stage.path.parent) == ["2-rank"]
+
+    def test_what_a_killed_run_left_at_the_top_goes_before_another_works_there(self, tmp_path: Path) -> None:
+        """Of a stage that is complete nothing is noted any more, so nothing would replace it."""
+        run = RunDir(tmp_path)
+        with run.held():
+            left = partial_of(run.write("progress.json", "{}"))
+            left.write_bytes(b"")
+            with run.held():
+                assert left.exists(), "whoever holds it may be writing"
+        with run.held():
+            assert sorted(os.listdir(tmp_path)) == [".lock", "progress.json"]
 
     def test_shards_whose_recipe_is_gone_are_refused(self, stage: Stage) -> None:
         stage.write("00000.parquet", [ranking("p")], Ranking)
